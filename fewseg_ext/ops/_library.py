@@ -1,0 +1,127 @@
+"""Loads the native operator library and registers what the stable ABI leaves to Python.
+
+The kernels live in ``libfewseg_ops.so`` and are reached through torch's dispatcher. C++ holds the schemas and the
+kernels; autograd, autocast and the shape rules (fake kernels) are registered from here, op by op.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+# The kernels check labels on the CPU and can raise nothing but RuntimeError; this is how their message begins.
+_BAD_LABEL = "target has the label"
+
+
+def _load() -> None:
+    path = _PACKAGE / "libfewseg_ops.so"
+    if not path.is_file():
+        raise ImportError(
+            f"fewseg_ext's native library is missing ({path.name} is not beside the package). Build and install it "
+            "with `pip install .` from the source folder; running from the source folder without installing does not "
+            "work, because the kernels have to be compiled."
+        )
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise ImportError(
+            f"fewseg_ext's native library does not load under torch {torch.__version__}: {error}. It needs "
+            "torch >= 2.10; reinstall it with `pip install --no-build-isolation .` from the source folder."
+        ) from error
+
+
+_load()
+library = torch.library.Library("fewseg", "FRAGMENT")
+
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def register_fake(op: str, kernel: Callable[..., Any]) -> None:
+    """The result's shapes, dtypes and layout from the arguments', for torch.compile and export."""
+    torch.library.register_fake(f"fewseg::{op}", kernel, lib=library)
+
+
+def register_autograd(op: str, kernel: Callable[..., Any]) -> None:
+    """What runs for ``torch.ops.fewseg.<op>`` above the CPU or CUDA kernel."""
+    library.impl(op, kernel, "Autograd")
+
+
+def register_autocast(op: str, kernel: Callable[..., Any]) -> None:
+    """What runs first under ``torch.autocast``; ``kernel`` is called with autocast switched off."""
+    for backend in ("CPU", "CUDA"):
+        key = f"Autocast{backend}"
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def outside_autocast(*args: Any, _keys: Any = keys, **kwargs: Any) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(_keys):
+                return kernel(*args, **kwargs)
+
+        library.impl(op, outside_autocast, key)
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """Runs a backward op and lets nobody differentiate it: a silent zero would be a wrong number."""
+
+    @staticmethod
+    def forward(op: Any, name: str, *args: Any) -> Any:
+        with below_autograd():
+            return op(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.name = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise NotImplementedError(
+            f"fewseg::{ctx.name} cannot be differentiated twice: the gradient of its gradient is not implemented"
+        )
+
+
+def register_backward(op: str) -> None:
+    """Makes ``fewseg::_<op>_backward`` raise when it is itself differentiated."""
+    name = f"_{op}_backward"
+    overload = getattr(torch.ops.fewseg, name).default
+
+    def kernel(*args: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+            return _NoSecondDerivative.apply(overload, op, *args)
+        with below_autograd():
+            return overload(*args)
+
+    register_autograd(name, kernel)
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd has to record a call with these arguments."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def through_dispatcher(features: Tensor) -> bool:
+    """Whether a public function has to go through ``torch.ops`` instead of calling its autograd Function directly:
+    when it is being traced, and under autocast, whose casts are registered there."""
+    return torch.compiler.is_compiling() or torch.is_autocast_enabled(features.device.type)
+
+
+def translate(error: RuntimeError) -> Exception:
+    """The exception to raise for what a kernel raised: a bad label is the caller's ValueError."""
+    text = str(error)
+    return ValueError(text) if _BAD_LABEL in text else error
+
+
+def autocast_operand(x: Tensor, features: Tensor) -> Tensor:
+    """Under autocast everything but the features is float32 (beside float64 features it stays as it is)."""
+    if not x.is_floating_point() or features.dtype == torch.float64:
+        return x
+    return x.to(torch.float32)
+
+
+def like_features(features: Tensor) -> Tensor:
+    """An empty gradient in the layout that the kernels give it: channels-last for channels-last, else NCHW."""
+    if features.is_contiguous() or not features.is_contiguous(memory_format=torch.channels_last):
+        return features.new_empty(features.shape)
+    return torch.empty_like(features, memory_format=torch.channels_last)
