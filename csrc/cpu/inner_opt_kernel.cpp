@@ -1,5 +1,5 @@
-// CPU kernels of fewseg::inner_opt: arguments, scratch, threads and the order of the sweeps. What the numbers mean is in
-// csrc/ops/inner_opt.cpp, the inner loops are in inner_opt_kernel.inl.
+// CPU kernels of fewseg::inner_opt: arguments, scratch, threads and the order of the sweeps. What the numbers mean is
+// in csrc/ops/inner_opt.cpp, the inner loops are in inner_opt_kernel.inl.
 //
 // Tasks run one after another, each with all threads, so that the scratch is one task's packed features however large
 // the batch. A task's pixels are cut into chunks of fixed size; one partial sum per chunk, added in order: the bits
@@ -79,7 +79,8 @@ class Task {
     body_.step(unit_.data(), prototype_inverse_norm_.data(), K_, Cp_, A(settings_.lr), h, prototypes);
   }
 
-  // dLoss/dP^{i+1} -> dLoss/dP^i in place, at P^i; coefficient, along and basis collect what dq needs (all null if not).
+  // dLoss/dP^{i+1} -> dLoss/dP^i in place, at P^i; coefficient, along and basis collect what dq needs (all null if
+  // not).
   void ascend(const A* prototypes, const A* h, const A* cosine, A* v, A* coefficient, A* along, A* basis) {
     normalise(prototypes);
     direction_.resize((K_ - 1) * Cp_);
@@ -121,8 +122,7 @@ class Task {
   template <class F>
   void each_chunk(const F& f, int64_t work_per_value = 2) const {
     parallel(chunks_, N_ * C_ * work_per_value, [&](int64_t begin, int64_t end) {
-      for (int64_t chunk = begin; chunk < end; ++chunk)
-        f(chunk * kChunk, std::min((chunk + 1) * kChunk, N_), chunk);
+      for (int64_t chunk = begin; chunk < end; ++chunk) f(chunk * kChunk, std::min((chunk + 1) * kChunk, N_), chunk);
     });
   }
   A* partial(int64_t chunk) { return partials_.data() + chunk * (K_ - 1) * Cp_; }
@@ -231,8 +231,7 @@ Tensor run_forward(const Tensor& features, const Tensor& prototypes, const Tenso
 
 Tensor inner_opt(const Tensor& features, const Tensor& prototypes, const Tensor& target, int64_t steps, double lr,
                  double scale, int64_t ignore_index, std::string reduction, bool /*second_order*/) {
-  const Settings settings =
-      check_arguments(features, prototypes, target, steps, lr, scale, ignore_index, reduction);
+  const Settings settings = check_arguments(features, prototypes, target, steps, lr, scale, ignore_index, reduction);
   return run_forward(features, prototypes, target, settings, nullptr);
 }
 
@@ -240,8 +239,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> inner_opt_forward(const Tensor& featu
                                                              const Tensor& target, int64_t steps, double lr,
                                                              double scale, int64_t ignore_index,
                                                              std::string reduction) {
-  const Settings settings =
-      check_arguments(features, prototypes, target, steps, lr, scale, ignore_index, reduction);
+  const Settings settings = check_arguments(features, prototypes, target, steps, lr, scale, ignore_index, reduction);
   Saved saved;
   Tensor result = run_forward(features, prototypes, target, settings, &saved);
   return {result, saved.trajectory, saved.h, saved.cosine};

@@ -11,11 +11,13 @@ namespace fewseg {
 // A task's features are packed once, then read by every step. A tile is kTile pixels; within it blocks of kTile
 // channels follow one another, and within a block its pixels: [N / kTile][C / kTile][kTile pixels][kTile channels].
 // So a step streams through memory in order, keeps a tile in L2 between its dots and its accumulation, and never meets
-// the cache-set conflicts of rows that are a power of two apart. The last tile holds only the pixels there are; the last
-// channel block is padded with zeros. Values keep the storage type; norms are applied to the per-pixel scalars.
+// the cache-set conflicts of rows that are a power of two apart. The last tile holds only the pixels there are; the
+// last channel block is padded with zeros. Values keep the storage type; norms are applied to the per-pixel scalars.
 constexpr int64_t kTile = 16;
 
-inline constexpr int64_t padded(int64_t channels) { return (channels + kTile - 1) / kTile * kTile; }
+inline constexpr int64_t padded(int64_t channels) {
+  return (channels + kTile - 1) / kTile * kTile;
+}
 
 // The unit of work of a thread and of the fixed-order sums: a function of nothing but the pixel's index.
 constexpr int64_t kChunk = 128;

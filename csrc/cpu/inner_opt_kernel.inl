@@ -1,6 +1,6 @@
-// The inner optimisation, swept tile by tile. Only the K-1 differences against class 0 are ever needed (softmax does not
-// change when the same number is added to every logit, and the weights of a pixel sum to zero), so that the usual 1-way
-// step costs one dot and one accumulation per feature value.
+// The inner optimisation, swept tile by tile. Only the K-1 differences against class 0 are ever needed (softmax does
+// not change when the same number is added to every logit, and the weights of a pixel sum to zero), so that the usual
+// 1-way step costs one dot and one accumulation per feature value.
 
 template <class A>
 constexpr A kSmallestNorm = A(1e-12);
@@ -272,7 +272,8 @@ static void gradient(const S* features, int64_t channels, int64_t pixels, bool c
   for (int64_t j = 0; j < count; ++j)
     for (int64_t x = 0; x < width; ++x)
       scaled[j * width + x] = -lr * inverse_norm[first + x] * coefficient[j * pixels + first + x];
-  for (int64_t x = 0; x < width; ++x) own[x] = lr * along[first + x] * inverse_norm[first + x] * inverse_norm[first + x];
+  for (int64_t x = 0; x < width; ++x)
+    own[x] = lr * along[first + x] * inverse_norm[first + x] * inverse_norm[first + x];
 
   if (channels_last) {
     const S* q = features + first * channels;
@@ -315,8 +316,7 @@ static void minus_sum_of_others(A* vectors, int64_t classes, int64_t channels) {
 }
 
 template <class A>
-static void normalise(const A* prototypes, int64_t classes, int64_t channels, A* unit, A* inverse_norm,
-                      A* difference) {
+static void normalise(const A* prototypes, int64_t classes, int64_t channels, A* unit, A* inverse_norm, A* difference) {
   for (int64_t k = 0; k < classes; ++k) {
     const A* p = prototypes + k * channels;
     const A square = dot(p, p, channels);
@@ -361,8 +361,7 @@ static void step_back(const A* unit, const A* inverse_norm, const A* h, int64_t 
     const A n = inverse_norm[k], nn = n * n;
     // (Hv)_k collected by vector: B, p, h, v.
     const A of_p = -pb * n + (3 * hp * vp - hv) * nn, of_h = -vp * nn, of_v = -hp * nn;
-    for (int64_t c = 0; c < channels; ++c)
-      v_k[c] -= lr * (n * b_k[c] + of_p * p[c] + of_h * h_k[c] + of_v * v_k[c]);
+    for (int64_t c = 0; c < channels; ++c) v_k[c] -= lr * (n * b_k[c] + of_p * p[c] + of_h * h_k[c] + of_v * v_k[c]);
   }
 }
 
@@ -376,6 +375,6 @@ static void reduce(const A* partials, int64_t chunks, int64_t count, A* total) {
 template <class S>
 static constexpr InnerOptBodiesOf<S> inner_opt_bodies() {
   using A = Accumulator<S>;
-  return {pack<S, A>,   descend<S, A>, ascend<S, A>,   gradient<S, A>, normalise<A>,
-          step<A>,      direction<A>,  step_back<A>,  reduce<A>};
+  return {pack<S, A>, descend<S, A>, ascend<S, A>, gradient<S, A>, normalise<A>,
+          step<A>,    direction<A>,  step_back<A>, reduce<A>};
 }

@@ -61,8 +61,8 @@ const KernelTable& choose() {
     if (!sets[i].usable) continue;
     if (!wanted || !*wanted || std::string(wanted) == sets[i].table->name) return *sets[i].table;
   }
-  throw std::runtime_error("FEWSEG_CPU_ISA is \"" + std::string(wanted) + "\"; this processor can run: " +
-                           usable_instruction_sets());
+  throw std::runtime_error("FEWSEG_CPU_ISA is \"" + std::string(wanted) +
+                           "\"; this processor can run: " + usable_instruction_sets());
 }
 
 }  // namespace

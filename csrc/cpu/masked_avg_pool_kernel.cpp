@@ -66,10 +66,10 @@ void forward(const FeatureMap& features, const Tensor& masks, double eps, const 
   parallel(features.batch * units, planes * features.task_size(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t task = i / units, first = i % units * unit;
-      body.pool({f + task * features.task_size(), features.channels, N, features.channel_stride(),
-                 features.pixel_stride()},
-                weight + task * classes * N, classes, first, std::min(first + unit, features.channels),
-                p + task * classes * features.channels);
+      body.pool(
+          {f + task * features.task_size(), features.channels, N, features.channel_stride(), features.pixel_stride()},
+          weight + task * classes * N, classes, first, std::min(first + unit, features.channels),
+          p + task * classes * features.channels);
     }
   });
 }
@@ -105,10 +105,10 @@ void backward_masks(const Accumulator<S>* gradient, const Accumulator<S>* weight
   parallel(features.batch * units, planes * features.task_size(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t task = i / units, first = i % units * kUnit;
-      body.project({f + task * features.task_size(), features.channels, N, features.channel_stride(),
-                    features.pixel_stride()},
-                   gradient + task * classes * features.channels, classes, first, std::min(first + kUnit, N),
-                   d_weights.data() + task * classes * N);
+      body.project(
+          {f + task * features.task_size(), features.channels, N, features.channel_stride(), features.pixel_stride()},
+          gradient + task * classes * features.channels, classes, first, std::min(first + kUnit, N),
+          d_weights.data() + task * classes * N);
     }
   });
   for (int64_t plane = 0; plane < planes; ++plane) {

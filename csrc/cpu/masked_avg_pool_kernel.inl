@@ -8,7 +8,9 @@ template <class In>
 static inline auto number(In x) {
   return x;
 }
-static inline float number(bool x) { return x ? 1.0f : 0.0f; }
+static inline float number(bool x) {
+  return x ? 1.0f : 0.0f;
+}
 
 template <class In, class A>
 static void resize_row(const In* mask, Bands<A> rows, Bands<A> columns, int64_t row, A* scratch, A* output_row) {
@@ -54,8 +56,7 @@ static void pool_planes(FeaturePlanes<S> f, const A* weights, int64_t c, A* prot
   for (int r = 0; r < kRows; ++r)
     for (int k = 0; k < kClasses; ++k) {
       A total = sum(sums[r][k]);
-      for (int64_t y = x; y < f.pixels; ++y)
-        total += weights[k * f.pixels + y] * widen(rows[r * f.channel_stride + y]);
+      for (int64_t y = x; y < f.pixels; ++y) total += weights[k * f.pixels + y] * widen(rows[r * f.channel_stride + y]);
       prototypes[k * f.channels + c + r] = total;
     }
 }
@@ -123,8 +124,7 @@ static void pool_classes(FeaturePlanes<S> f, const A* weights, int64_t first, in
 template <class S, class A>
 static void pool(FeaturePlanes<S> f, const A* weights, int64_t classes, int64_t first, int64_t last, A* prototypes) {
   int64_t k = 0;
-  for (; k + 2 <= classes; k += 2)
-    pool_classes<2>(f, weights + k * f.pixels, first, last, prototypes + k * f.channels);
+  for (; k + 2 <= classes; k += 2) pool_classes<2>(f, weights + k * f.pixels, first, last, prototypes + k * f.channels);
   if (k < classes) pool_classes<1>(f, weights + k * f.pixels, first, last, prototypes + k * f.channels);
 }
 
@@ -137,7 +137,8 @@ static void spread_row(const A* lane, int64_t lane_stride, const A* scalar, int6
   int64_t j = 0;
   for (; j + kBlock <= count; j += kBlock) {
     Block<A> total = splat(A(0));
-    for (int64_t k = 0; k < classes; ++k) multiply_add(total, scalar[k * scalar_stride], load(lane + k * lane_stride + j));
+    for (int64_t k = 0; k < classes; ++k)
+      multiply_add(total, scalar[k * scalar_stride], load(lane + k * lane_stride + j));
     store(out + j, total);
   }
   for (; j < count; ++j) {
@@ -167,7 +168,8 @@ static A project_pixel(FeaturePlanes<S> f, const A* vector, int64_t x) {
   A total = 0;
   for (int64_t start = 0; start < f.channels; start += kRun) {
     A run = 0;
-    for (int64_t c = start; c < least(start + kRun, f.channels); ++c) run += vector[c] * widen(pixel[c * f.channel_stride]);
+    for (int64_t c = start; c < least(start + kRun, f.channels); ++c)
+      run += vector[c] * widen(pixel[c * f.channel_stride]);
     total += run;
   }
   return total;

@@ -24,7 +24,8 @@ constexpr int registers_for_blocks() {
 template <class A>
 static inline Block<A> splat(A value) {
   Block<A> result;
-  FEWSEG_EACH_NATIVE result.part[i] = value - typename Block<A>::Native{};
+  FEWSEG_EACH_NATIVE
+  result.part[i] = value - typename Block<A>::Native{};
   return result;
 }
 
@@ -46,7 +47,8 @@ static inline Block<float> load(const BFloat16* p) {
   typedef std::uint32_t Wide __attribute__((vector_size(FEWSEG_VECTOR_BYTES)));
   using A = float;
   Block<A> result;
-  FEWSEG_EACH_NATIVE {
+  FEWSEG_EACH_NATIVE
+  {
     Narrow narrow;
     __builtin_memcpy(&narrow, p + i * Block<A>::kLanes, sizeof(narrow));
     const Wide wide = __builtin_convertvector(narrow, Wide) << 16;
@@ -59,7 +61,8 @@ static inline Block<float> load(const Half* p) {
   typedef _Float16 Narrow __attribute__((vector_size(FEWSEG_VECTOR_BYTES / 2)));
   using A = float;
   Block<A> result;
-  FEWSEG_EACH_NATIVE {
+  FEWSEG_EACH_NATIVE
+  {
     Narrow narrow;
     __builtin_memcpy(&narrow, p + i * Block<A>::kLanes, sizeof(narrow));
     result.part[i] = __builtin_convertvector(narrow, typename Block<A>::Native);
@@ -67,8 +70,12 @@ static inline Block<float> load(const Half* p) {
   return result;
 }
 
-static inline float widen(float x) { return x; }
-static inline double widen(double x) { return x; }
+static inline float widen(float x) {
+  return x;
+}
+static inline double widen(double x) {
+  return x;
+}
 static inline float widen(BFloat16 x) {
   const std::uint32_t bits = std::uint32_t(x.bits) << 16;
   float result;
@@ -81,8 +88,12 @@ static inline float widen(Half x) {
   return float(half);
 }
 
-static inline void narrow(float x, float& to) { to = x; }
-static inline void narrow(double x, double& to) { to = x; }
+static inline void narrow(float x, float& to) {
+  to = x;
+}
+static inline void narrow(double x, double& to) {
+  to = x;
+}
 static inline void narrow(float x, BFloat16& to) {
   std::uint32_t bits;
   __builtin_memcpy(&bits, &x, 4);
@@ -112,7 +123,8 @@ static inline void store(BFloat16* p, const Block<float>& value) {
   typedef std::uint16_t Narrow __attribute__((vector_size(FEWSEG_VECTOR_BYTES / 2)));
   typedef std::uint32_t Wide __attribute__((vector_size(FEWSEG_VECTOR_BYTES)));
   using A = float;
-  FEWSEG_EACH_NATIVE {
+  FEWSEG_EACH_NATIVE
+  {
     Wide bits;
     __builtin_memcpy(&bits, &value.part[i], sizeof(bits));
     const Wide nan = Wide(value.part[i] != value.part[i]);
@@ -126,7 +138,8 @@ static inline void store(BFloat16* p, const Block<float>& value) {
 static inline void store(Half* p, const Block<float>& value) {
   typedef _Float16 Narrow __attribute__((vector_size(FEWSEG_VECTOR_BYTES / 2)));
   using A = float;
-  FEWSEG_EACH_NATIVE {
+  FEWSEG_EACH_NATIVE
+  {
     const Narrow narrow = __builtin_convertvector(value.part[i], Narrow);
     __builtin_memcpy(p + i * Block<A>::kLanes, &narrow, sizeof(narrow));
   }
@@ -142,26 +155,30 @@ static inline void store_part(S* p, const Block<A>& value, int count) {
 template <class A>
 static inline Block<A> operator+(const Block<A>& x, const Block<A>& y) {
   Block<A> result;
-  FEWSEG_EACH_NATIVE result.part[i] = x.part[i] + y.part[i];
+  FEWSEG_EACH_NATIVE
+  result.part[i] = x.part[i] + y.part[i];
   return result;
 }
 
 template <class A>
 static inline Block<A> operator*(const Block<A>& x, const Block<A>& y) {
   Block<A> result;
-  FEWSEG_EACH_NATIVE result.part[i] = x.part[i] * y.part[i];
+  FEWSEG_EACH_NATIVE
+  result.part[i] = x.part[i] * y.part[i];
   return result;
 }
 
 // sum += x * y, fused where the instruction set can.
 template <class A>
 static inline void multiply_add(Block<A>& sum, const Block<A>& x, const Block<A>& y) {
-  FEWSEG_EACH_NATIVE sum.part[i] += x.part[i] * y.part[i];
+  FEWSEG_EACH_NATIVE
+  sum.part[i] += x.part[i] * y.part[i];
 }
 
 template <class A>
 static inline void multiply_add(Block<A>& sum, A x, const Block<A>& y) {
-  FEWSEG_EACH_NATIVE sum.part[i] += x * y.part[i];
+  FEWSEG_EACH_NATIVE
+  sum.part[i] += x * y.part[i];
 }
 
 // The sum of the sixteen, in a fixed order.

@@ -14,7 +14,9 @@ std::string instruction_sets() {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fewseg, m) { m.def("_instruction_sets() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(fewseg, m) {
+  m.def("_instruction_sets() -> str");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(fewseg, CompositeExplicitAutograd, m) {
   m.impl("_instruction_sets", TORCH_BOX(&instruction_sets));

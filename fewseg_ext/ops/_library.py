@@ -97,7 +97,13 @@ def register_backward(op: str) -> None:
 
 
 def needs_gradient(*tensors: Tensor) -> bool:
-    """Whether autograd has to record a call with these arguments."""
+    """Whether autograd has to see a call with these arguments.
+
+    Forward mode counts too: the autograd Functions have no jvp and say so, where the bare kernel would drop the
+    tangents without a word.
+    """
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 

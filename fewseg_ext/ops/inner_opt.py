@@ -66,7 +66,7 @@ def inner_opt(
     """
     args = (features, prototypes, target, steps, lr, scale, ignore_index, reduction, second_order)
     if _library.through_dispatcher(features):
-        return torch.ops.fewseg.inner_opt(*args)  # type: ignore[no-any-return]
+        return torch.ops.fewseg.inner_opt(*args)
     return _apply(*args)
 
 
@@ -94,8 +94,7 @@ class _InnerOpt(torch.autograd.Function):
     @staticmethod
     def forward(features: Tensor, prototypes: Tensor, target: Tensor, *settings: Any) -> tuple[Tensor, ...]:
         with _library.below_autograd():
-            result: tuple[Tensor, ...] = _forward(features, prototypes, target, *settings)
-            return result
+            return _forward(features, prototypes, target, *settings)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -121,8 +120,7 @@ class _FirstOrder(torch.autograd.Function):
     @staticmethod
     def forward(features: Tensor, prototypes: Tensor, *rest: Any) -> Tensor:
         with _library.below_autograd():
-            result: Tensor = _op(features, prototypes, *rest)
-            return result
+            return _op(features, prototypes, *rest)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -131,7 +129,7 @@ class _FirstOrder(torch.autograd.Function):
         ctx.prototypes_dtype = prototypes.dtype
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         shape, dtype = ctx.features_like
         # Zeros and not None: torch.autograd.grad takes None for "not in the graph".
         d_features = gradient.new_zeros(shape, dtype=dtype) if ctx.needs_input_grad[0] else None
@@ -143,10 +141,10 @@ def _apply(features: Tensor, prototypes: Tensor, target: Tensor, *rest: Any) -> 
     try:
         if not _library.needs_gradient(features, prototypes):
             with _library.below_autograd():
-                return _op(features, prototypes, target, *rest)  # type: ignore[no-any-return]
+                return _op(features, prototypes, target, *rest)
         if rest[5]:
-            return _InnerOpt.apply(features, prototypes, target, *rest[:5])[0]  # type: ignore[no-untyped-call, no-any-return]
-        return _FirstOrder.apply(features, prototypes, target, *rest)  # type: ignore[no-untyped-call, no-any-return]
+            return _InnerOpt.apply(features, prototypes, target, *rest[:5])[0]
+        return _FirstOrder.apply(features, prototypes, target, *rest)
     except RuntimeError as error:
         raise _library.translate(error) from None
 
@@ -167,7 +165,7 @@ def _autograd(
 
 def _autocast(features: Tensor, prototypes: Tensor, *rest: Any, **options: Any) -> Tensor:
     prototypes = _library.autocast_operand(prototypes, features)
-    return torch.ops.fewseg.inner_opt(features, prototypes, *rest, **options)  # type: ignore[no-any-return]
+    return torch.ops.fewseg.inner_opt(features, prototypes, *rest, **options)
 
 
 def _fake(

@@ -23,8 +23,8 @@ def masked_avg_pool(features: Tensor, masks: Tensor, eps: float = 1e-5, resize: 
 
     Args:
         features: [B,C,H,W]; float32, float64, bfloat16 or float16, NCHW or channels-last.
-        masks: [B,K,h,w] one mask per class; bool, or weights in float32 (float64 with float64 features) or the features'
-            dtype. Label maps are not taken: pass ``(labels == k)``.
+        masks: [B,K,h,w] one mask per class; bool, or weights in float32 (float64 with float64 features) or the
+            features' dtype. Label maps are not taken: pass ``(labels == k)``.
         eps: added to the mask's sum, in mask pixels (of the masks' own grid, or of the features' where they are
             resized to it).
         resize: ``"features"`` or ``"masks"``.
@@ -45,7 +45,7 @@ def masked_avg_pool(features: Tensor, masks: Tensor, eps: float = 1e-5, resize: 
         torch.Size([1, 2, 64])
     """
     if _library.through_dispatcher(features):
-        return torch.ops.fewseg.masked_avg_pool(features, masks, eps, resize)  # type: ignore[no-any-return]
+        return torch.ops.fewseg.masked_avg_pool(features, masks, eps, resize)
     return _apply(features, masks, eps, resize)
 
 
@@ -75,8 +75,7 @@ class _MaskedAvgPool(torch.autograd.Function):
     @staticmethod
     def forward(features: Tensor, masks: Tensor, eps: float, resize: str) -> tuple[Tensor, ...]:
         with _library.below_autograd():
-            result: tuple[Tensor, ...] = _forward(features, masks, eps, resize)
-            return result
+            return _forward(features, masks, eps, resize)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -99,9 +98,9 @@ class _MaskedAvgPool(torch.autograd.Function):
 def _apply(features: Tensor, masks: Tensor, eps: float, resize: str) -> Tensor:
     _check(features, masks, eps, resize)
     if _library.needs_gradient(features, masks):
-        return _MaskedAvgPool.apply(features, masks, eps, resize)[0]  # type: ignore[no-untyped-call, no-any-return]
+        return _MaskedAvgPool.apply(features, masks, eps, resize)[0]
     with _library.below_autograd():
-        return _op(features, masks, eps, resize)  # type: ignore[no-any-return]
+        return _op(features, masks, eps, resize)
 
 
 def _autograd(features: Tensor, masks: Tensor, eps: float = 1e-5, resize: str = "features") -> Tensor:
@@ -112,7 +111,7 @@ def _autocast(features: Tensor, masks: Tensor, *rest: Any, **options: Any) -> Te
     # A bool mask promises nothing about the result's dtype; as float32 it makes the result float32 like the others.
     floating = masks.to(torch.float32) if masks.dtype == torch.bool and features.dtype != torch.float64 else masks
     floating = _library.autocast_operand(floating, features)
-    return torch.ops.fewseg.masked_avg_pool(features, floating, *rest, **options)  # type: ignore[no-any-return]
+    return torch.ops.fewseg.masked_avg_pool(features, floating, *rest, **options)
 
 
 def _fake(features: Tensor, masks: Tensor, eps: float = 1e-5, resize: str = "features") -> Tensor:
