@@ -5,7 +5,7 @@ Importing this package loads the operators. The models are loaded when they are 
 
 from typing import TYPE_CHECKING, Any
 
-from fewseg_ext.ops import inner_opt, masked_avg_pool, set_debug
+from fewseg_ext.ops import cosine_cross_entropy, cosine_logits, inner_opt, masked_avg_pool, set_debug
 
 if TYPE_CHECKING:
     from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline
@@ -17,7 +17,15 @@ _LAZY = {
     "PrototypeBaseline": "fewseg_ext.models.biopt",
 }
 
-__all__ = ["BiOpt", "PrototypeBaseline", "inner_opt", "masked_avg_pool", "set_debug"]
+__all__ = [
+    "BiOpt",
+    "PrototypeBaseline",
+    "cosine_cross_entropy",
+    "cosine_logits",
+    "inner_opt",
+    "masked_avg_pool",
+    "set_debug",
+]
 
 
 def __getattr__(name: str) -> Any:

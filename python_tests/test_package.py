@@ -1,5 +1,6 @@
 """The package as it is installed: what is under test, what an import pulls in, what happens without the library."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,10 +17,14 @@ PACKAGE = Path(fewseg_ext.__file__).parent
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    import os
-
+    # From another folder than the root: `python -c` looks for packages in the current one first.
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parent,
+        timeout=120,
     )
 
 
@@ -69,7 +74,7 @@ def test_info_tells_the_build() -> None:
 
 
 def test_unknown_instruction_set_is_an_error() -> None:
-    code = "import torch, fewseg_ext; fewseg_ext.inner_opt(torch.ones(1,2,3,3), torch.ones(1,2,2), torch.ones(1,3,3).int())"
+    code = "import torch, fewseg_ext; fewseg_ext.cosine_logits(torch.ones(1, 2, 3, 3), torch.ones(1, 2, 2))"
     result = run_python(code, FEWSEG_CPU_ISA="avx1024")
     assert result.returncode != 0
     assert 'FEWSEG_CPU_ISA is "avx1024"; this processor can run:' in result.stderr

@@ -10,6 +10,7 @@
 
 #include "../common/tensors.h"
 #include "instruction_set.h"
+#include "labels.h"
 #include "parallel.h"
 
 namespace fewseg {
@@ -48,16 +49,7 @@ class Task {
   // Takes the task's features and labels; tiles and inverse_norm are filled.
   template <class Label>
   void load(const S* features, const Label* labels, int64_t task, S* tiles, A* inverse_norm) {
-    int64_t valid = 0;
-    for (int64_t x = 0; x < N_; ++x) {
-      const int64_t label = int64_t(labels[x]);
-      const bool kept = label != settings_.ignore_index;
-      if (kept && (label < 0 || label >= K_))
-        fail(kOp, "target has the label ", label, " at [", task, ", ", x / map_.width, ", ", x % map_.width,
-             "]; expected 0..", K_ - 1, " or ignore_index = ", settings_.ignore_index);
-      target_[x] = kept ? int32_t(label) : -1;
-      valid += kept;
-    }
+    const int64_t valid = convert_labels(kOp, labels, task, N_, map_.width, K_, settings_.ignore_index, target_.data());
     weight_ = A(settings_.scale / (settings_.mean ? double(std::max<int64_t>(valid, 1)) : 1.0));
     each_chunk([&](int64_t first, int64_t last, int64_t) {
       body_.pack(features, C_, N_, map_.channels_last, first, last, tiles, inverse_norm);
@@ -161,21 +153,6 @@ Settings check_arguments(const Tensor& features, const Tensor& prototypes, const
   return {steps, prototypes.size(1), ignore_index, lr, scale, reduction == "mean"};
 }
 
-// Calls f with a typed pointer to contiguous labels.
-template <class F>
-void dispatch_labels(const Tensor& target, const F& f) {
-  switch (target.scalar_type()) {
-    case ScalarType::Long:
-      return f(data<int64_t>(target));
-    case ScalarType::Int:
-      return f(data<int32_t>(target));
-    case ScalarType::Byte:
-      return f(data<uint8_t>(target));
-    default:
-      fail(kOp, "target must be int64, int32 or uint8");
-  }
-}
-
 // --- forward ---------------------------------------------------------------------------------------------------
 
 // What the backward needs; null tensors where nothing is to be kept.
@@ -193,7 +170,7 @@ void forward(const FeatureMap& map, const Tensor& prototypes, const Tensor& targ
   const Tensor tiles = make(map.tensor, {Cp * N}, ScalarTypeOf<S>::value);
   std::vector<A> p(K * Cp), h(K * Cp), inverse_norm(N);
 
-  dispatch_labels(target, [&](const auto* labels) {
+  dispatch_labels(kOp, target, [&](const auto* labels) {
     for (int64_t b = 0; b < map.batch; ++b) {
       task.load(data<S>(map.tensor) + b * map.task_size(), labels + b * N, b, mutable_data<S>(tiles),
                 inverse_norm.data());
@@ -261,7 +238,7 @@ void backward(const FeatureMap& map, const Tensor& gradient, const Tensor& targe
   std::vector<A> coefficient(d_features ? T * terms * N : 0), along(d_features ? N : 0);
   std::vector<A> basis(d_features ? T * terms * C : 0);
 
-  dispatch_labels(target, [&](const auto* labels) {
+  dispatch_labels(kOp, target, [&](const auto* labels) {
     for (int64_t b = 0; b < map.batch; ++b) {
       const S* features = data<S>(map.tensor) + b * map.task_size();
       S* out = d_features ? mutable_data<S>(*d_features) + b * map.task_size() : nullptr;

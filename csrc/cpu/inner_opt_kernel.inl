@@ -2,9 +2,6 @@
 // not change when the same number is added to every logit, and the weights of a pixel sum to zero), so that the usual
 // 1-way step costs one dot and one accumulation per feature value.
 
-template <class A>
-constexpr A kSmallestNorm = A(1e-12);
-
 // --- packing -----------------------------------------------------------------------------------------------------
 
 // Channels c..c+width of the pixels x..x+count, read channel by channel, to block[pixel][channel]; adds their squares.
@@ -63,12 +60,7 @@ static void pack(const S* features, int64_t channels, int64_t pixels, bool chann
                    squares + (x - first));
       }
   }
-  for (int64_t x = first; x < last; ++x) {
-    const A square = squares[x - first];
-    // Written so that NaN takes the branch that keeps it.
-    const bool zero = square <= kSmallestNorm<A> * kSmallestNorm<A>;
-    inverse_norm[x] = zero ? A(0) : A(1) / A(__builtin_sqrt(square));
-  }
+  for (int64_t x = first; x < last; ++x) inverse_norm[x] = inverse_root(squares[x - first]);
 }
 
 // --- the two inner loops -----------------------------------------------------------------------------------------
@@ -226,40 +218,6 @@ static void ascend(const PackedTask<S>& task, const A* direction, const A* cosin
 
 // --- gradient to the features ------------------------------------------------------------------------------------
 
-// lane[j] are vectors along the axis that is contiguous in memory (pixels for NCHW, channels for channels-last), scalar
-// the numbers of one index of the other axis:
-//   out[i][l] = -lr * (sum_j scalar[j][i] lane[j][l] * inverse - along * inverse^2 * q[i][l])
-// with inverse and along per l for NCHW and per i for channels-last. The coefficients are scaled by the caller, so that
-// what remains here is a product with the features subtracted.
-template <int kRows, class S, class A>
-static inline void gradient_rows(const S* q, int64_t stride, const A* lane, int64_t lane_stride, const A* scalar,
-                                 int64_t scalar_stride, int64_t count, const A* q_lane, const A* q_scalar, int64_t i,
-                                 int64_t first, int64_t last, S* out) {
-  int64_t l = first;
-  for (; l + kBlock <= last; l += kBlock) {
-    Block<A> sums[kRows];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Block<A> from_q = q_lane ? load(q_lane + l) : splat(q_scalar[i + r]);
-      sums[r] = from_q * load(q + (i + r) * stride + l);
-    }
-    for (int64_t j = 0; j < count; ++j) {
-      const Block<A> v = load(lane + j * lane_stride + l);
-      const A* s = scalar + j * scalar_stride + i;
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) multiply_add(sums[r], s[r], v);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) store(out + (i + r) * stride + l, sums[r]);
-  }
-  for (; l < last; ++l)
-    for (int r = 0; r < kRows; ++r) {
-      A total = (q_lane ? q_lane[l] : q_scalar[i + r]) * widen(q[(i + r) * stride + l]);
-      for (int64_t j = 0; j < count; ++j) total += scalar[j * scalar_stride + i + r] * lane[j * lane_stride + l];
-      narrow(total, out[(i + r) * stride + l]);
-    }
-}
-
 template <class S, class A>
 static void gradient(const S* features, int64_t channels, int64_t pixels, bool channels_last, const A* inverse_norm,
                      const A* coefficient, const A* basis, int64_t count, const A* along, A lr, int64_t first,
@@ -319,8 +277,7 @@ template <class A>
 static void normalise(const A* prototypes, int64_t classes, int64_t channels, A* unit, A* inverse_norm, A* difference) {
   for (int64_t k = 0; k < classes; ++k) {
     const A* p = prototypes + k * channels;
-    const A square = dot(p, p, channels);
-    inverse_norm[k] = square <= kSmallestNorm<A> * kSmallestNorm<A> ? A(0) : A(1) / A(__builtin_sqrt(square));
+    inverse_norm[k] = inverse_root(dot(p, p, channels));
     for (int64_t c = 0; c < channels; ++c) unit[k * channels + c] = p[c] * inverse_norm[k];
     if (k == 0) continue;
     for (int64_t c = 0; c < channels; ++c) difference[(k - 1) * channels + c] = unit[k * channels + c] - unit[c];

@@ -5,6 +5,7 @@
 // bodies consist of.
 #pragma once
 
+#include "cosine_kernel.h"
 #include "inner_opt_kernel.h"
 #include "masked_avg_pool_kernel.h"
 
@@ -12,8 +13,9 @@ namespace fewseg {
 
 struct KernelTable {
   const char* name;
-  InnerOptBodies inner_opt;
   MaskedAvgPoolBodies masked_avg_pool;
+  CosineBodies cosine;
+  InnerOptBodies inner_opt;
 };
 
 // The best set that this processor runs, or the one that FEWSEG_CPU_ISA=baseline|avx2|avx512 asks for. Throws where

@@ -5,15 +5,9 @@
 
 #include "../common/bands.h"
 #include "../common/storage.h"
+#include "feature_planes.h"
 
 namespace fewseg {
-
-// Where a task's features lie: element (c, x) is at data[c * channel_stride + x * pixel_stride], one stride being 1.
-template <class S>
-struct FeaturePlanes {
-  const S* data;
-  int64_t channels, pixels, channel_stride, pixel_stride;
-};
 
 template <class S>
 struct MaskedAvgPoolBodiesOf {

@@ -219,6 +219,43 @@ static inline void exp_nonpositive(double* x) {
   for (int i = 0; i < kBlock; ++i) x[i] = __builtin_exp(x[i]);
 }
 
+// Natural logarithm of sixteen numbers >= 1, in place; float32 within 2 ulp of the larger of the result and 1.
+static inline void logarithm(float* x) {
+  for (int i = 0; i < kBlock; ++i) {
+    std::uint32_t bits;
+    __builtin_memcpy(&bits, &x[i], 4);
+    // x = m 2^n with sqrt(1/2) <= m < sqrt(2)
+    const std::uint32_t shifted = bits - 0x3F3504F3;
+    const float n = float(std::int32_t(shifted) >> 23);
+    bits = (shifted & 0x007FFFFF) + 0x3F3504F3;
+    float m;
+    __builtin_memcpy(&m, &bits, 4);
+    const float f = m - 1.0f, square = f * f;
+    float p = 7.0376836292e-2f;
+    p = p * f - 1.1514610310e-1f;
+    p = p * f + 1.1676998740e-1f;
+    p = p * f - 1.2420140846e-1f;
+    p = p * f + 1.4249322787e-1f;
+    p = p * f - 1.6668057665e-1f;
+    p = p * f + 2.0000714765e-1f;
+    p = p * f - 2.4999993993e-1f;
+    p = p * f + 3.3333331174e-1f;
+    p = p * f * square - 0.5f * square + n * -2.12194440e-4f;
+    x[i] = x[i] != x[i] ? x[i] : p + f + n * 0.693359375f;
+  }
+}
+
+static inline void logarithm(double* x) {
+  for (int i = 0; i < kBlock; ++i) x[i] = __builtin_log(x[i]);
+}
+
+// 1/|v| from |v|^2, and 0 where |v| <= 1e-12: such a vector has no direction (docs/math.md, section 0). Written so that
+// NaN stays NaN.
+template <class A>
+static inline A inverse_root(A square) {
+  return square <= A(1e-12) * A(1e-12) ? A(0) : A(1) / A(__builtin_sqrt(square));
+}
+
 template <class T>
 static inline T least(T x, T y) {
   return x < y ? x : y;

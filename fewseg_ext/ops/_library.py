@@ -131,3 +131,33 @@ def like_features(features: Tensor) -> Tensor:
     if features.is_contiguous() or not features.is_contiguous(memory_format=torch.channels_last):
         return features.new_empty(features.shape)
     return torch.empty_like(features, memory_format=torch.channels_last)
+
+
+def accumulator_dtype(features: Tensor) -> torch.dtype:
+    """What the kernels sum and keep their intermediate results in."""
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+def wanted(gradient: Tensor, needed: bool) -> Tensor | None:
+    """A backward op returns an empty tensor for a gradient that nobody needs."""
+    return gradient if needed else None
+
+
+def wanted_as(gradient: Tensor, ctx: Any, index: int) -> Tensor | None:
+    """The same for the gradient of the saved tensor ``index``, in that tensor's dtype."""
+    return gradient.to(ctx.saved_tensors[index].dtype) if ctx.needs_input_grad[index] else None
+
+
+def fake_cosines(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """Shapes of what the cosine operators keep: cosine [B,K,H*W] and inverse_norm [B,H*W]."""
+    tasks, classes, pixels = features.shape[0], prototypes.shape[1], features.shape[2] * features.shape[3]
+    dtype = accumulator_dtype(features)
+    return features.new_empty((tasks, classes, pixels), dtype=dtype), features.new_empty((tasks, pixels), dtype=dtype)
+
+
+def fake_cosines_backward(gradient: Tensor, features: Tensor, prototypes: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """Shapes of the cosine operators' gradients; the last two arguments say which are needed."""
+    needs_features, needs_prototypes = rest[-2:]
+    d_features = like_features(features) if needs_features else features.new_empty(0)
+    size = (features.shape[0] if needs_prototypes else 0, *prototypes.shape[1:])
+    return d_features, features.new_empty(size, dtype=accumulator_dtype(features))

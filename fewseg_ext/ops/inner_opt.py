@@ -186,7 +186,7 @@ def _fake(
 def _fake_forward(features: Tensor, prototypes: Tensor, target: Tensor, steps: int, *rest: Any) -> tuple[Tensor, ...]:
     result = _fake(features, prototypes, target, steps, *rest)
     tasks, classes, channels = prototypes.shape
-    accumulator = torch.float64 if features.dtype == torch.float64 else torch.float32
+    accumulator = _library.accumulator_dtype(features)
     vectors = features.new_empty((tasks, steps, classes, channels), dtype=accumulator)
     cosine = features.new_empty((tasks, steps, classes - 1, target.shape[1] * target.shape[2]), dtype=accumulator)
     return result, vectors, torch.empty_like(vectors), cosine

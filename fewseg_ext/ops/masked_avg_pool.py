@@ -121,7 +121,7 @@ def _fake(features: Tensor, masks: Tensor, eps: float = 1e-5, resize: str = "fea
 
 
 def _fake_forward(features: Tensor, masks: Tensor, eps: float, resize: str) -> tuple[Tensor, Tensor, Tensor]:
-    accumulator = torch.float64 if features.dtype == torch.float64 else torch.float32
+    accumulator = _library.accumulator_dtype(features)
     size = masks.shape[:2]
     weights = features.new_empty((*size, features.shape[2] * features.shape[3]), dtype=accumulator)
     return _fake(features, masks, eps, resize), weights, features.new_empty(size, dtype=accumulator)

@@ -30,6 +30,7 @@ class Sample:
     name: str
     build: Callable[[Sizes, torch.dtype], tuple[Any, ...]]  # the positional arguments
     differentiable: tuple[int, ...]  # which of them have a gradient
+    variant: str = ""
 
     @property
     def public(self) -> Callable[..., Tensor]:
@@ -79,7 +80,21 @@ def _inner_opt(sizes: Sizes, dtype: torch.dtype) -> tuple[Any, ...]:
     return features(sizes, dtype), prototypes(sizes, dtype), labels, 3, 0.05
 
 
+def _cosine_logits(sizes: Sizes, dtype: torch.dtype) -> tuple[Any, ...]:
+    return features(sizes, dtype), prototypes(sizes, dtype), 7.0
+
+
+def _cosine_cross_entropy(reduction: str) -> Callable[[Sizes, torch.dtype], tuple[Any, ...]]:
+    def build(sizes: Sizes, dtype: torch.dtype) -> tuple[Any, ...]:
+        labels = target(sizes, sizes.mask_height, sizes.mask_width)
+        return features(sizes, dtype), prototypes(sizes, dtype), labels, 7.0, 255, reduction
+
+    return build
+
+
 SAMPLES = [
     Sample("masked_avg_pool", _masked_avg_pool, (0, 1)),
+    Sample("cosine_logits", _cosine_logits, (0, 1)),
+    *(Sample("cosine_cross_entropy", _cosine_cross_entropy(r), (0, 1), r) for r in ("mean", "per_task", "sum")),
     Sample("inner_opt", _inner_opt, (0, 1)),
 ]

@@ -5,7 +5,7 @@ import torch
 from samples import SAMPLES, Sample, Sizes
 from support import relative_error
 
-pytestmark = pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
+pytestmark = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: "-".join(filter(None, (s.name, s.variant))))
 
 # Odd sizes around the tiles of the kernels: 16 channels, 16 and 128 pixels.
 SIZES = [
@@ -167,6 +167,8 @@ def test_bits_do_not_depend_on_threads_or_batch(sample: Sample, dtype: torch.dty
     for other in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
     together = sample.public(*args)
+    if together.dim() == 0:
+        return
     for task in range(sizes.tasks):
         alone = [x[task : task + 1] if torch.is_tensor(x) else x for x in args]
         assert torch.equal(sample.public(*alone)[0], together[task])
@@ -175,7 +177,8 @@ def test_bits_do_not_depend_on_threads_or_batch(sample: Sample, dtype: torch.dty
 def test_empty_batch(sample: Sample) -> None:
     args = sample.arguments(Sizes(tasks=0), gradients=True)
     result, *gradients = value_and_gradients(sample.public, sample, args)
-    assert result.shape[0] == 0
+    assert result.shape[:1] in ((0,), ()), "a loss over no task is a scalar, 0"
+    assert not result.any()
     for i, gradient in zip(sample.differentiable, gradients, strict=True):
         assert gradient.shape == args[i].shape
 
@@ -192,7 +195,8 @@ def test_any_strides(sample: Sample) -> None:
     flipped = [x.transpose(-1, -2).contiguous().transpose(-1, -2) if torch.is_tensor(x) else x for x in args]
     assert torch.equal(sample.public(*flipped), expected)
     expanded = [x[:1].expand(3, *x.shape[1:]) if torch.is_tensor(x) else x for x in args]
-    assert torch.equal(sample.public(*expanded)[2], expected[0])
+    repeated = [x.contiguous() if torch.is_tensor(x) else x for x in expanded]
+    assert torch.equal(sample.public(*expanded), sample.public(*repeated))
 
 
 def test_schema_has_the_public_defaults(sample: Sample) -> None:
