@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """|actual - expected| / |expected| over the whole tensor, in float64; the plain difference where expected is (rounding of) 0."""
+    """|actual - expected| / |expected| over the whole tensor, in float64; |actual - expected| where expected is 0."""
     actual, expected = actual.double(), expected.double()
     assert actual.shape == expected.shape
     norm = expected.norm().item()

@@ -47,7 +47,16 @@ def register_fake(op: str, kernel: Callable[..., Any]) -> None:
 
 def register_autograd(op: str, kernel: Callable[..., Any]) -> None:
     """What runs for ``torch.ops.fewseg.<op>`` above the CPU or CUDA kernel."""
-    library.impl(op, kernel, "Autograd")
+
+    def outside_transforms(*args: Any, **kwargs: Any) -> Any:
+        # An autograd Function cannot be applied inside the dispatcher while a transform is at work.
+        if torch._C._are_functorch_transforms_active():
+            raise NotImplementedError(
+                f"torch.ops.fewseg.{op} does not work under torch.func transforms; call fewseg_ext.{op} instead"
+            )
+        return kernel(*args, **kwargs)
+
+    library.impl(op, outside_transforms, "Autograd")
 
 
 def register_autocast(op: str, kernel: Callable[..., Any]) -> None:
@@ -82,18 +91,19 @@ class _NoSecondDerivative(torch.autograd.Function):
         )
 
 
-def register_backward(op: str) -> None:
-    """Makes ``fewseg::_<op>_backward`` raise when it is itself differentiated."""
+def define_backward(op: str) -> Callable[..., Any]:
+    """Returns what an autograd Function calls for ``fewseg::_<op>_backward``; differentiating that call raises."""
     name = f"_{op}_backward"
     overload = getattr(torch.ops.fewseg, name).default
 
-    def kernel(*args: Any) -> Any:
+    def call(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
             return _NoSecondDerivative.apply(overload, op, *args)
         with below_autograd():
             return overload(*args)
 
-    register_autograd(name, kernel)
+    library.impl(name, call, "Autograd")  # also for who calls the raw operator
+    return call
 
 
 def needs_gradient(*tensors: Tensor) -> bool:

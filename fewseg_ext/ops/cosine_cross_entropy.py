@@ -10,6 +10,7 @@ from fewseg_ext.ops import _checks, _library
 _OP = "fewseg_ext.cosine_cross_entropy"
 _op = torch.ops.fewseg.cosine_cross_entropy.default
 _forward = torch.ops.fewseg._cosine_cross_entropy_forward.default
+_backward = _library.define_backward("cosine_cross_entropy")
 
 
 def cosine_cross_entropy(
@@ -87,7 +88,7 @@ class _CosineCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Any, ...]:
         needs_features, needs_prototypes = ctx.needs_input_grad[:2]
-        d_features, d_prototypes = torch.ops.fewseg._cosine_cross_entropy_backward(
+        d_features, d_prototypes = _backward(
             gradient, *ctx.saved_tensors, *ctx.settings, needs_features, needs_prototypes
         )
         return _library.wanted(d_features, needs_features), _library.wanted_as(d_prototypes, ctx, 1), *[None] * 4
@@ -145,7 +146,6 @@ def _fake_backward(
 
 _library.register_autograd("cosine_cross_entropy", _autograd)
 _library.register_autocast("cosine_cross_entropy", _autocast)
-_library.register_backward("cosine_cross_entropy")
 _library.register_fake("cosine_cross_entropy", _fake)
 _library.register_fake("_cosine_cross_entropy_forward", _fake_forward)
 _library.register_fake("_cosine_cross_entropy_backward", _fake_backward)

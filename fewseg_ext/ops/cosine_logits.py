@@ -10,6 +10,7 @@ from fewseg_ext.ops import _checks, _library
 _OP = "fewseg_ext.cosine_logits"
 _op = torch.ops.fewseg.cosine_logits.default
 _forward = torch.ops.fewseg._cosine_logits_forward.default
+_backward = _library.define_backward("cosine_logits")
 
 
 def cosine_logits(features: Tensor, prototypes: Tensor, scale: float = 20.0) -> Tensor:
@@ -67,9 +68,7 @@ class _CosineLogits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Any, ...]:
         needs_features, needs_prototypes = ctx.needs_input_grad[:2]
-        d_features, d_prototypes = torch.ops.fewseg._cosine_logits_backward(
-            gradient, *ctx.saved_tensors, ctx.scale, needs_features, needs_prototypes
-        )
+        d_features, d_prototypes = _backward(gradient, *ctx.saved_tensors, ctx.scale, needs_features, needs_prototypes)
         return _library.wanted(d_features, needs_features), _library.wanted_as(d_prototypes, ctx, 1), None
 
 
@@ -102,7 +101,6 @@ def _fake_forward(features: Tensor, prototypes: Tensor, scale: float) -> tuple[T
 
 _library.register_autograd("cosine_logits", _autograd)
 _library.register_autocast("cosine_logits", _autocast)
-_library.register_backward("cosine_logits")
 _library.register_fake("cosine_logits", _fake)
 _library.register_fake("_cosine_logits_forward", _fake_forward)
 _library.register_fake("_cosine_logits_backward", _library.fake_cosines_backward)

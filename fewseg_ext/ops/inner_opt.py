@@ -10,7 +10,7 @@ from fewseg_ext.ops import _checks, _library
 _OP = "fewseg_ext.inner_opt"
 _op = torch.ops.fewseg.inner_opt.default
 _forward = torch.ops.fewseg._inner_opt_forward.default
-_backward = torch.ops.fewseg._inner_opt_backward.default
+_backward = _library.define_backward("inner_opt")
 
 
 def inner_opt(
@@ -108,9 +108,7 @@ class _InnerOpt(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Any, ...]:
         needs_features = ctx.needs_input_grad[0]
-        d_features, d_prototypes = torch.ops.fewseg._inner_opt_backward(
-            gradient, *ctx.saved_tensors, *ctx.settings, needs_features
-        )
+        d_features, d_prototypes = _backward(gradient, *ctx.saved_tensors, *ctx.settings, needs_features)
         return (d_features if needs_features else None, d_prototypes.to(ctx.prototypes_dtype), *[None] * 6)
 
 
@@ -202,7 +200,6 @@ def _fake_backward(
 
 _library.register_autograd("inner_opt", _autograd)
 _library.register_autocast("inner_opt", _autocast)
-_library.register_backward("inner_opt")
 _library.register_fake("inner_opt", _fake)
 _library.register_fake("_inner_opt_forward", _fake_forward)
 _library.register_fake("_inner_opt_backward", _fake_backward)

@@ -10,6 +10,7 @@ from fewseg_ext.ops import _checks, _library
 _OP = "fewseg_ext.masked_avg_pool"
 _op = torch.ops.fewseg.masked_avg_pool.default
 _forward = torch.ops.fewseg._masked_avg_pool_forward.default
+_backward = _library.define_backward("masked_avg_pool")
 
 
 def masked_avg_pool(features: Tensor, masks: Tensor, eps: float = 1e-5, resize: str = "features") -> Tensor:
@@ -89,9 +90,7 @@ class _MaskedAvgPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Any, ...]:
         needs_features, needs_masks = ctx.needs_input_grad[:2]
-        d_features, d_masks = torch.ops.fewseg._masked_avg_pool_backward(
-            gradient, *ctx.saved_tensors, *ctx.masks_like, needs_features, needs_masks
-        )
+        d_features, d_masks = _backward(gradient, *ctx.saved_tensors, *ctx.masks_like, needs_features, needs_masks)
         return d_features if needs_features else None, d_masks.to(ctx.masks_dtype) if needs_masks else None, None, None
 
 
@@ -145,7 +144,6 @@ def _fake_backward(
 
 _library.register_autograd("masked_avg_pool", _autograd)
 _library.register_autocast("masked_avg_pool", _autocast)
-_library.register_backward("masked_avg_pool")
 _library.register_fake("masked_avg_pool", _fake)
 _library.register_fake("_masked_avg_pool_forward", _fake_forward)
 _library.register_fake("_masked_avg_pool_backward", _fake_backward)
