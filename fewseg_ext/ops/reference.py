@@ -62,7 +62,7 @@ def cosine_cross_entropy(
     ignore_index: int = 255,
     reduction: str = "mean",
 ) -> Tensor:
-    """[B,C,H,W], [B,K,C], [B,h,w] -> scalar, or [B] for ``"per_task"``: cross-entropy of the upsampled cosine logits."""
+    """[B,C,H,W], [B,K,C], [B,h,w] -> scalar, or [B] for ``"per_task"``: cross-entropy of upsampled cosine logits."""
     compute = _compute_dtype(features, prototypes)
     result = _result_dtype(features, prototypes)
     if target.shape[0] == 0:
