@@ -1,28 +1,60 @@
-# Decides about the CUDA library and says so in one line. Sets FEWSEG_CUDA_SUMMARY and FEWSEG_CUDA_ARCHITECTURES.
+# Decides about the CUDA library and says so in one line. Sets FEWSEG_BUILD_CUDA, FEWSEG_CUDA_SUMMARY and
+# FEWSEG_CUDA_ARCHITECTURES.
 
-set(FEWSEG_CUDA_SOURCES "") # csrc/cuda/*_kernel.cu, listed by name; none in this version
+set(FEWSEG_BUILD_CUDA OFF)
 set(FEWSEG_CUDA_ARCHITECTURES "")
 
 if(NOT FEWSEG_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "FEWSEG_CUDA must be AUTO, ON or OFF, not \"${FEWSEG_CUDA}\"")
 endif()
 
+# Which GPUs to compile for, unless CMAKE_CUDA_ARCHITECTURES or CUDAARCHS says it: what TORCH_CUDA_ARCH_LIST asks for, as
+# for other extensions of torch ("8.0;9.0+PTX"); else the GPU that is here; else all that nvcc 13 and torch support, and
+# PTX of the last for those to come. Must run before the language is enabled, which sets a default of its own.
+function(fewseg_choose_architectures)
+  if(DEFINED CMAKE_CUDA_ARCHITECTURES OR DEFINED ENV{CUDAARCHS})
+    return()
+  endif()
+  if(DEFINED ENV{TORCH_CUDA_ARCH_LIST} AND NOT "$ENV{TORCH_CUDA_ARCH_LIST}" STREQUAL "")
+    string(REGEX REPLACE "[ ,]+" ";" wanted "$ENV{TORCH_CUDA_ARCH_LIST}")
+    set(architectures "")
+    foreach(one IN LISTS wanted)
+      string(REPLACE "." "" number "${one}")
+      if(number MATCHES "^([0-9]+a?)\\+PTX$")
+        list(APPEND architectures "${CMAKE_MATCH_1}-real" "${CMAKE_MATCH_1}-virtual")
+      elseif(number MATCHES "^[0-9]+a?$")
+        list(APPEND architectures "${number}-real")
+      else()
+        message(FATAL_ERROR "fewseg_ext: TORCH_CUDA_ARCH_LIST has \"${one}\"; expected numbers such as 9.0 or 9.0+PTX")
+      endif()
+    endforeach()
+  elseif(EXISTS /dev/nvidia0)
+    set(architectures native)
+  else()
+    set(architectures 75-real 80-real 86-real 90-real 100-real 120)
+  endif()
+  set(CMAKE_CUDA_ARCHITECTURES "${architectures}" PARENT_SCOPE)
+endfunction()
+
 if(FEWSEG_CUDA STREQUAL "OFF")
   set(FEWSEG_CUDA_SUMMARY "no (FEWSEG_CUDA=OFF)")
 else()
   include(CheckLanguage)
   check_language(CUDA)
-  if(NOT CMAKE_CUDA_COMPILER)
-    if(FEWSEG_CUDA STREQUAL "ON")
-      message(FATAL_ERROR "FEWSEG_CUDA=ON, but no nvcc was found. Install one (pip install nvidia-cuda-nvcc, or the "
-                          "CUDA toolkit) and put it on the PATH or name it in CUDACXX; or set FEWSEG_CUDA=OFF.")
-    endif()
+  if(CMAKE_CUDA_COMPILER)
+    fewseg_choose_architectures()
+    enable_language(CUDA)
+    set(CMAKE_CUDA_STANDARD 17)
+    set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+    set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+    set(FEWSEG_BUILD_CUDA ON)
+    string(REPLACE ";" " " FEWSEG_CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
+    set(FEWSEG_CUDA_SUMMARY "yes (nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${FEWSEG_CUDA_ARCHITECTURES})")
+  elseif(FEWSEG_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "FEWSEG_CUDA=ON, but no nvcc was found. Install one (pip install nvidia-cuda-nvcc, or the CUDA "
+                        "toolkit) and put it on the PATH or name it in CUDACXX; or set FEWSEG_CUDA=OFF.")
+  else()
     set(FEWSEG_CUDA_SUMMARY "no (FEWSEG_CUDA=AUTO found no nvcc)")
-  elseif(NOT FEWSEG_CUDA_SOURCES)
-    if(FEWSEG_CUDA STREQUAL "ON")
-      message(FATAL_ERROR "FEWSEG_CUDA=ON, but this version of fewseg_ext has no CUDA kernels yet.")
-    endif()
-    set(FEWSEG_CUDA_SUMMARY "no (nvcc found, but this version has no CUDA kernels yet)")
   endif()
 endif()
 message(STATUS "fewseg_ext: CUDA kernels: ${FEWSEG_CUDA_SUMMARY}")

@@ -32,3 +32,13 @@ target_compile_definitions(torch_stable_cpu INTERFACE TORCH_TARGET_VERSION=0x020
 target_link_libraries(torch_stable_cpu INTERFACE -Wl,--no-as-needed ${torch_folder}/lib/libtorch_cpu.so
                                                  -Wl,--as-needed)
 set(CMAKE_SKIP_RPATH ON)
+
+# The same for the CUDA library. A CPU torch has no libtorch_cuda to link to; the library is then left with an undefined
+# symbol that the torch which loads it has.
+add_library(torch_stable_cuda INTERFACE)
+target_link_libraries(torch_stable_cuda INTERFACE torch_stable_cpu)
+target_compile_definitions(torch_stable_cuda INTERFACE USE_CUDA) # declares the current stream's function
+if(EXISTS ${torch_folder}/lib/libtorch_cuda.so)
+  target_link_libraries(torch_stable_cuda INTERFACE -Wl,--no-as-needed ${torch_folder}/lib/libtorch_cuda.so
+                                                    -Wl,--as-needed)
+endif()

@@ -66,6 +66,21 @@ inline T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
+// Calls f with a typed pointer to contiguous labels.
+template <class F>
+inline void dispatch_labels(const char* op, const Tensor& target, const F& f) {
+  switch (target.scalar_type()) {
+    case ScalarType::Long:
+      return f(data<int64_t>(target));
+    case ScalarType::Int:
+      return f(data<int32_t>(target));
+    case ScalarType::Byte:
+      return f(data<uint8_t>(target));
+    default:
+      fail(op, "target must be int64, int32 or uint8");
+  }
+}
+
 inline Tensor with_dtype(const Tensor& tensor, ScalarType type) {
   return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
 }

@@ -37,19 +37,4 @@ inline int64_t convert_labels(const char* op, const Label* labels, int64_t task,
   return valid;
 }
 
-// Calls f with a typed pointer to contiguous labels.
-template <class F>
-inline void dispatch_labels(const char* op, const Tensor& target, const F& f) {
-  switch (target.scalar_type()) {
-    case ScalarType::Long:
-      return f(data<int64_t>(target));
-    case ScalarType::Int:
-      return f(data<int32_t>(target));
-    case ScalarType::Byte:
-      return f(data<uint8_t>(target));
-    default:
-      fail(op, "target must be int64, int32 or uint8");
-  }
-}
-
 }  // namespace fewseg

@@ -1,5 +1,6 @@
-// What kernels (*.cuh) are written against, on a GPU and in the emulator: the CUDA built-ins, and the few helpers below.
-// Kernels include nothing else of CUDA and nothing of torch, so that the emulator runs the very same text on the CPU.
+// What kernels (*.cuh) are written against, on a GPU and in the emulator: the CUDA built-ins, and the few helpers
+// below. Kernels include nothing else of CUDA and nothing of torch, so that the emulator runs the very same text on the
+// CPU.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +16,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <stdexcept>
 #include <cstring>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 
@@ -30,7 +31,9 @@ class SharedMemory {
   __device__ T* take(int64_t count) {
     extern __shared__ __align__(16) unsigned char shared[];
     T* result = reinterpret_cast<T*>(shared + used_);
-    used_ += SharedBytes::rounded(count * int64_t(sizeof(T)));
+    // SharedBytes::rounded, which a device function cannot call.
+    constexpr int64_t kAlignment = SharedBytes::kAlignment;
+    used_ += (count * int64_t(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
     return result;
   }
 
@@ -39,12 +42,15 @@ class SharedMemory {
 };
 
 // Waits for all threads of a cooperative launch.
-__device__ inline void grid_sync() { cooperative_groups::this_grid().sync(); }
+__device__ inline void grid_sync() {
+  cooperative_groups::this_grid().sync();
+}
 
 using Stream = cudaStream_t;
 
 inline void check_launch(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA kernel launch failed: ") + cudaGetErrorString(error));
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("CUDA kernel launch failed: ") + cudaGetErrorString(error));
 }
 
 // kernel<<<...>>>(args...) by the plan. More shared memory than 48 KB has to be asked for first.
@@ -56,24 +62,37 @@ void launch(void (*kernel)(Parameters...), const LaunchPlan& plan, Stream stream
   if (plan.cooperative) {
     std::tuple<Parameters...> values(args...);
     void* pointers[sizeof...(Parameters)];
-    std::apply([&](auto&... value) { int i = 0; ((pointers[i++] = (void*)&value), ...); }, values);
+    std::apply(
+        [&](auto&... value) {
+          int i = 0;
+          ((pointers[i++] = (void*)&value), ...);
+        },
+        values);
     check_launch(cudaLaunchCooperativeKernel((const void*)kernel, grid, block, pointers, plan.shared_bytes, stream));
   } else {
-    kernel<<<grid, block, plan.shared_bytes, stream>>>(args...);
+    kernel<<<grid, block, plan.shared_bytes, stream> > >(args...);
     check_launch(cudaGetLastError());
   }
 }
 
-__device__ inline float widen(Half x) { return __half2float(__ushort_as_half(x.bits)); }
-__device__ inline void narrow(float x, Half& to) { to.bits = __half_as_ushort(__float2half_rn(x)); }
+__device__ inline float widen(Half x) {
+  return __half2float(__ushort_as_half(x.bits));
+}
+__device__ inline void narrow(float x, Half& to) {
+  to.bits = __half_as_ushort(__float2half_rn(x));
+}
 
 }  // namespace fewseg
 #endif
 
 namespace fewseg {
 
-__device__ inline float widen(float x) { return x; }
-__device__ inline double widen(double x) { return x; }
+__device__ inline float widen(float x) {
+  return x;
+}
+__device__ inline double widen(double x) {
+  return x;
+}
 __device__ inline float widen(BFloat16 x) {
   const uint32_t bits = uint32_t(x.bits) << 16;
   float result;
@@ -81,8 +100,12 @@ __device__ inline float widen(BFloat16 x) {
   return result;
 }
 
-__device__ inline void narrow(float x, float& to) { to = x; }
-__device__ inline void narrow(double x, double& to) { to = x; }
+__device__ inline void narrow(float x, float& to) {
+  to = x;
+}
+__device__ inline void narrow(double x, double& to) {
+  to = x;
+}
 __device__ inline void narrow(float x, BFloat16& to) {
   uint32_t bits;
   memcpy(&bits, &x, 4);

@@ -1,5 +1,5 @@
-// How a kernel is launched, as plain numbers: made without CUDA calls, so that the emulator launches by the same plan and
-// tests can look at it.
+// How a kernel is launched, as plain numbers: made without CUDA calls, so that the emulator launches by the same plan
+// and tests can look at it.
 #pragma once
 
 #include <cstdint>
@@ -39,6 +39,8 @@ struct DeviceLimits {
   int registers_per_multiprocessor, threads_per_multiprocessor;
 };
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 }  // namespace fewseg

@@ -4,6 +4,7 @@ The kernels live in ``libfewseg_ops.so`` and are reached through torch's dispatc
 kernels; autograd, autocast and the shape rules (fake kernels) are registered from here, op by op.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _BAD_LABEL = "target has the label"
 
 
-def _load() -> None:
-    path = _PACKAGE / "libfewseg_ops.so"
+def _load(name: str) -> None:
+    path = _PACKAGE / name
     if not path.is_file():
         raise ImportError(
-            f"fewseg_ext's native library is missing ({path.name} is not beside the package). Build and install it "
+            f"fewseg_ext's native library is missing ({name} is not beside the package). Build and install it "
             "with `pip install .` from the source folder; running from the source folder without installing does not "
             "work, because the kernels have to be compiled."
         )
@@ -29,12 +30,26 @@ def _load() -> None:
         torch.ops.load_library(path)
     except OSError as error:
         raise ImportError(
-            f"fewseg_ext's native library does not load under torch {torch.__version__}: {error}. It needs "
+            f"fewseg_ext's native library {name} does not load under torch {torch.__version__}: {error}. It needs "
             "torch >= 2.10; reinstall it with `pip install --no-build-isolation .` from the source folder."
         ) from error
 
 
-_load()
+def _load_all() -> bool:
+    """Loads what fits the running torch; returns whether the CUDA kernels are among it."""
+    if os.environ.get("FEWSEG_EMULATE_CUDA"):
+        # Tests only: the CUDA kernels in the emulator, instead of the CPU kernels.
+        _load("libfewseg_ops_emulated.so")
+        return False
+    _load("libfewseg_ops.so")
+    # The CUDA library needs libtorch_cuda, which a CPU torch does not have; a GPU it does not need to be loaded.
+    if torch.version.cuda is None or not (_PACKAGE / "libfewseg_ops_cuda.so").is_file():
+        return False
+    _load("libfewseg_ops_cuda.so")
+    return True
+
+
+has_cuda_kernels = _load_all()
 library = torch.library.Library("fewseg", "FRAGMENT")
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -43,6 +58,19 @@ below_autograd = torch._C._AutoDispatchBelowAutograd
 def register_fake(op: str, kernel: Callable[..., Any]) -> None:
     """The result's shapes, dtypes and layout from the arguments', for torch.compile and export."""
     torch.library.register_fake(f"fewseg::{op}", kernel, lib=library)
+
+
+def _without_cuda(op: str) -> Callable[..., Any]:
+    """The CUDA kernel of a build that has none."""
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError(
+            f"fewseg_ext.{op}: got CUDA tensors, but this installation has no CUDA kernels. Rebuild it where nvcc is on "
+            "the PATH (pip install nvidia-cuda-nvcc) and torch has CUDA: "
+            "`FEWSEG_CUDA=ON` as in `pip install --no-build-isolation -C cmake.define.FEWSEG_CUDA=ON .`"
+        )
+
+    return kernel
 
 
 def register_autograd(op: str, kernel: Callable[..., Any]) -> None:
@@ -57,6 +85,8 @@ def register_autograd(op: str, kernel: Callable[..., Any]) -> None:
         return kernel(*args, **kwargs)
 
     library.impl(op, outside_transforms, "Autograd")
+    if not has_cuda_kernels:
+        library.impl(op, _without_cuda(op), "CUDA")
 
 
 def register_autocast(op: str, kernel: Callable[..., Any]) -> None:
@@ -95,6 +125,10 @@ def define_backward(op: str) -> Callable[..., Any]:
     """Returns what an autograd Function calls for ``fewseg::_<op>_backward``; differentiating that call raises."""
     name = f"_{op}_backward"
     overload = getattr(torch.ops.fewseg, name).default
+
+    if not has_cuda_kernels:
+        library.impl(f"_{op}_forward", _without_cuda(op), "CUDA")
+        library.impl(name, _without_cuda(op), "CUDA")
 
     def call(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):

@@ -1,0 +1,75 @@
+// What the host side of a CUDA operator needs besides common/tensors.h: the current stream, the device guard, and the
+// choice of instantiation. The same host code runs in the emulator, where the tensors are on the CPU.
+#pragma once
+
+#include "../common/tensors.h"
+#include "device.h"
+#include "features.cuh"
+
+#ifdef FEWSEG_EMULATED
+#define FEWSEG_DISPATCH_KEY CPU
+#else
+#define FEWSEG_DISPATCH_KEY CUDA
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#endif
+
+namespace fewseg {
+
+// Makes the device of a tensor current while it lives, and knows torch's current stream there.
+class OnDevice {
+ public:
+#ifdef FEWSEG_EMULATED
+  explicit OnDevice(const Tensor&) {}
+  Stream stream() const { return nullptr; }
+#else
+  explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    stream_ = static_cast<Stream>(stream);
+  }
+  Stream stream() const { return stream_; }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  Stream stream_ = nullptr;
+#endif
+};
+
+inline bool on_same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
+}
+
+// Launches unless there is nothing to do.
+template <class... Parameters, class... Args>
+void run(const OnDevice& device, void (*kernel)(Parameters...), const LaunchPlan& plan, Args... args) {
+  if (!plan.empty()) launch(kernel, plan, device.stream(), static_cast<Parameters>(args)...);
+}
+
+template <bool value>
+struct Flag {
+  static constexpr bool kValue = value;
+};
+template <int value>
+struct Number {
+  static constexpr int kValue = value;
+};
+
+// f(Flag<channels_last>, Number<classes held in registers>): the instantiation for a layout and a number of classes.
+template <class F>
+void choose_kernel(bool channels_last, int64_t classes, const F& f) {
+  const auto by_classes = [&](auto layout) {
+    if (classes <= kFewClasses)
+      f(layout, Number<kFewClasses>{});
+    else
+      f(layout, Number<kManyClasses>{});
+  };
+  channels_last ? by_classes(Flag<true>{}) : by_classes(Flag<false>{});
+}
+
+template <class S, class Map>
+auto features_of(const Map& map) {
+  return Features<S>{data<S>(map.tensor), map.channels, map.pixels, map.channel_stride(), map.pixel_stride()};
+}
+
+}  // namespace fewseg

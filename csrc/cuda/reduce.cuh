@@ -1,0 +1,51 @@
+// Sums whose order never changes, and the hand-over from many blocks to the last one.
+#pragma once
+
+#include "device.h"
+
+namespace fewseg {
+
+// The sum over a warp, in every lane. A butterfly adds the same pairs in every run.
+template <class A>
+__device__ inline A warp_sum(A value) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
+  return value;
+}
+
+// The sum over a block, in every thread; scratch [kWarp]. All threads of the block must call it.
+template <class A>
+__device__ inline A block_sum(A value, A* scratch) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
+  value = warp_sum(value);
+  __syncthreads();  // the sum before this one may still be being read
+  if (lane == 0) scratch[warp] = value;
+  __syncthreads();
+  A total = 0;
+  for (int i = 0; i < warps; ++i) total += scratch[i];
+  return total;
+}
+
+// True in all threads of the block that arrives last of `blocks`; it sees what the others wrote to global memory before
+// they called this. The counter is back at zero for the next launch. `flag` is one int of shared memory.
+__device__ inline bool is_last_block(int* counter, int blocks, int* flag) {
+  // Release: every thread's writes become visible to the whole device before this block is counted. The barrier after
+  // the fence makes sure that no thread's writes come after the count.
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    *flag = atomicAdd(counter, 1) == blocks - 1;
+    if (*flag) *counter = 0;
+  }
+  __syncthreads();
+  // Acquire: what this block reads from now on is not older than the count that it saw.
+  if (*flag) __threadfence();
+  return *flag != 0;
+}
+
+// 1/|v| from |v|^2, and 0 where |v| <= 1e-12 (docs/math.md, section 0). Written so that NaN stays NaN.
+template <class A>
+__device__ inline A inverse_root(A square) {
+  return square <= A(1e-12) * A(1e-12) ? A(0) : A(1) / sqrt(square);
+}
+
+}  // namespace fewseg
