@@ -17,7 +17,8 @@ pytest.importorskip("rich", reason="rich is not installed")
 def benchmark() -> ModuleType:
     path = Path(__file__).resolve().parents[2] / "benchmarks" / "real_photos.py"
     spec = importlib.util.spec_from_file_location("real_photos", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["real_photos"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
@@ -35,10 +36,12 @@ def test_iou_is_summed_over_episodes_without_ignored_pixels(benchmark: ModuleTyp
 def test_summary_and_tables(benchmark: ModuleType, tmp_path: Path) -> None:
     seeds = [{"init": dict.fromkeys(benchmark.CLASSES.values(), value)} for value in (30.0, 34.0)]
     summary = benchmark.summarize(seeds)
-    assert summary["init"]["miou"] == 32 and summary["init"]["std"] == pytest.approx(8**0.5)
+    assert summary["init"]["miou"] == 32
+    assert summary["init"]["std"] == pytest.approx(8**0.5)
     protocol = benchmark.protocol_of(benchmark.parse(["--data", str(tmp_path)]))
     text = benchmark.markdown(protocol, summary)
-    assert "| init | 32.00 | 2.83 | 32.0 |" in text and str(tmp_path) not in text
+    assert "| init | 32.00 | 2.83 | 32.0 |" in text
+    assert str(tmp_path) not in text
     benchmark.write_atomically(tmp_path / "new" / "result.md", text)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["result.md"]
 
