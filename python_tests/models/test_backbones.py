@@ -228,5 +228,16 @@ def test_the_package_does_not_import_torchvision_or_timm(tmp_path: Path) -> None
     assert done.stdout.strip() == "[]"
 
 
+def test_conv4_is_built_and_its_weights_load(tmp_path: Path) -> None:
+    pytest.importorskip("fewseg_ext.models.conv4", reason="conv4 is not in this tree")
+    backbone = build_backbone("conv4")
+    torch.save(backbone.state_dict(), tmp_path / "conv4.pth")
+    again = build_backbone("conv4", tmp_path / "conv4.pth").eval()
+    images = torch.randn(1, 3, 32, 32)
+    features = again(images)
+    torch.testing.assert_close(features, backbone.eval()(images))
+    assert features.shape == (1, again.out_channels, 32 // again.stride, 32 // again.stride)
+
+
 def test_names_are_those_of_the_table() -> None:
     assert set(backbones.BACKBONES) == {*CHANNELS, "resnet101", "conv4"}

@@ -277,6 +277,20 @@ def test_a_seventh_of_a_trajectory_is_not_lost_to_bfloat16() -> None:
     torch.testing.assert_close(mixed.prototypes, exact.prototypes, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("make", "terms"), MODELS)
+def test_inference_mode_and_compile(make: Any, terms: list[str]) -> None:
+    model = make()
+    arguments = episode()
+    expected = model(*arguments)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(*arguments).loss, expected.loss.detach())
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(*arguments)
+    torch.testing.assert_close(compiled.logits, expected.logits)
+    parameter = model.backbone[0].weight
+    gradients = [torch.autograd.grad(out.loss, parameter)[0] for out in (compiled, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("make", [BiOpt, PrototypeBaseline])
 def test_config_and_state_dict_rebuild_the_model(make: Any) -> None:
     pytest.importorskip("torchvision", reason="torchvision is not installed")
