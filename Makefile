@@ -3,7 +3,7 @@
 #   make test       build, install, run the tests (minutes)
 #   make demo       train a small BiOpt on generated photos and draw what it does: runs/demo/
 #   make test-long  what is too slow for every change
-#   make lint       formatting, lint and types
+#   make lint       formatting, lint and types, Python and C++
 #   make bench      benchmarks/kernel_speed.py
 #
 # PYTHON  which interpreter makes the environment (default python3)
@@ -16,6 +16,9 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
 SOURCES := $(shell find csrc cmake fewseg_ext -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
+
+TIDY_FILES := $(shell find csrc/ops csrc/cpu -name '*.cpp')
+COMPILE_COMMANDS = $(patsubst %/,%,$(dir $(firstword $(wildcard build/*/compile_commands.json))))
 
 .PHONY: test test-long demo lint format bench setup clean
 
@@ -54,6 +57,11 @@ lint: setup
 	$(BIN)/ruff format --check $(PYTHON_FILES)
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	printf '%s\n' $(TIDY_FILES) | xargs -P 2 -I{} $(BIN)/clang-tidy --quiet -p $(COMPILE_COMMANDS) {}
+
+# Written by the build of `make setup`; for clangd too.
+compile_commands.json: setup
+	ln -sf $(COMPILE_COMMANDS)/compile_commands.json $@
 
 format: $(VENV)/tools
 	$(BIN)/ruff check --fix-only --quiet $(PYTHON_FILES)

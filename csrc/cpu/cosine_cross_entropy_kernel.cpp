@@ -161,7 +161,7 @@ void check_arguments(const Tensor& features, const Tensor& prototypes, const Ten
 
 std::tuple<Tensor, Tensor, Tensor> cosine_cross_entropy_forward(const Tensor& features, const Tensor& prototypes,
                                                                 const Tensor& target, double scale,
-                                                                int64_t ignore_index, std::string reduction) {
+                                                                int64_t ignore_index, const std::string& reduction) {
   check_arguments(features, prototypes, target);
   const Reduction kind = parse_reduction(reduction);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
@@ -182,14 +182,14 @@ std::tuple<Tensor, Tensor, Tensor> cosine_cross_entropy_forward(const Tensor& fe
 }
 
 Tensor cosine_cross_entropy(const Tensor& features, const Tensor& prototypes, const Tensor& target, double scale,
-                            int64_t ignore_index, std::string reduction) {
+                            int64_t ignore_index, const std::string& reduction) {
   return std::get<0>(cosine_cross_entropy_forward(features, prototypes, target, scale, ignore_index, reduction));
 }
 
 std::tuple<Tensor, Tensor> cosine_cross_entropy_backward(const Tensor& gradient, const Tensor& features,
                                                          const Tensor& prototypes, const Tensor& target,
                                                          const Tensor& cosine, const Tensor& inverse_norm, double scale,
-                                                         int64_t ignore_index, std::string reduction,
+                                                         int64_t ignore_index, const std::string& reduction,
                                                          bool needs_features, bool needs_prototypes) {
   const Reduction kind = parse_reduction(reduction);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);

@@ -207,7 +207,7 @@ Tensor run_forward(const Tensor& features, const Tensor& prototypes, const Tenso
 }
 
 Tensor inner_opt(const Tensor& features, const Tensor& prototypes, const Tensor& target, int64_t steps, double lr,
-                 double scale, int64_t ignore_index, std::string reduction, bool /*second_order*/) {
+                 double scale, int64_t ignore_index, const std::string& reduction, bool /*second_order*/) {
   const Settings settings = check_arguments(features, prototypes, target, steps, lr, scale, ignore_index, reduction);
   return run_forward(features, prototypes, target, settings, nullptr);
 }
@@ -215,7 +215,7 @@ Tensor inner_opt(const Tensor& features, const Tensor& prototypes, const Tensor&
 std::tuple<Tensor, Tensor, Tensor, Tensor> inner_opt_forward(const Tensor& features, const Tensor& prototypes,
                                                              const Tensor& target, int64_t steps, double lr,
                                                              double scale, int64_t ignore_index,
-                                                             std::string reduction) {
+                                                             const std::string& reduction) {
   const Settings settings = check_arguments(features, prototypes, target, steps, lr, scale, ignore_index, reduction);
   Saved saved;
   Tensor result = run_forward(features, prototypes, target, settings, &saved);
@@ -261,8 +261,8 @@ void backward(const FeatureMap& map, const Tensor& gradient, const Tensor& targe
 
 std::tuple<Tensor, Tensor> inner_opt_backward(const Tensor& gradient, const Tensor& features, const Tensor& target,
                                               const Tensor& trajectory, const Tensor& h, const Tensor& cosine,
-                                              double lr, double scale, int64_t ignore_index, std::string reduction,
-                                              bool needs_features) {
+                                              double lr, double scale, int64_t ignore_index,
+                                              const std::string& reduction, bool needs_features) {
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
   const Settings settings{trajectory.size(1), gradient.size(1), ignore_index, lr, scale, reduction == "mean"};

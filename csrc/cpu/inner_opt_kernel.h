@@ -15,7 +15,7 @@ namespace fewseg {
 // last channel block is padded with zeros. Values keep the storage type; norms are applied to the per-pixel scalars.
 constexpr int64_t kTile = 16;
 
-inline constexpr int64_t padded(int64_t channels) {
+constexpr int64_t padded(int64_t channels) {
   return (channels + kTile - 1) / kTile * kTile;
 }
 

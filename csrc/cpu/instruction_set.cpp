@@ -47,7 +47,7 @@ std::string names(bool usable_only) {
   std::string result;
   for (int i = 0; i < count; ++i) {
     if (usable_only && !sets[i].usable) continue;
-    if (!result.empty()) result += ",";
+    if (!result.empty()) result += ',';
     result += sets[i].table->name;
   }
   return result;

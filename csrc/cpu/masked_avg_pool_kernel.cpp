@@ -131,7 +131,7 @@ void check_arguments(const Tensor& features, const Tensor& masks) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> masked_avg_pool_forward(const Tensor& features, const Tensor& masks, double eps,
-                                                           std::string resize) {
+                                                           const std::string& resize) {
   check_arguments(features, masks);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
@@ -150,13 +150,13 @@ std::tuple<Tensor, Tensor, Tensor> masked_avg_pool_forward(const Tensor& feature
   return {keep ? prototypes : with_dtype(prototypes, type), weights, inverse_mass};
 }
 
-Tensor masked_avg_pool(const Tensor& features, const Tensor& masks, double eps, std::string resize) {
+Tensor masked_avg_pool(const Tensor& features, const Tensor& masks, double eps, const std::string& resize) {
   return std::get<0>(masked_avg_pool_forward(features, masks, eps, resize));
 }
 
 std::tuple<Tensor, Tensor> masked_avg_pool_backward(const Tensor& gradient, const Tensor& features,
                                                     const Tensor& weights, const Tensor& inverse_mass, int64_t mask_h,
-                                                    int64_t mask_w, std::string resize, bool needs_features,
+                                                    int64_t mask_w, const std::string& resize, bool needs_features,
                                                     bool needs_masks) {
   const FeatureMap map(features);
   const int64_t classes = weights.size(1);

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from samples import SAMPLES, Sample, Sizes
 from support import relative_error
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support import relative_error
 
 from fewseg_ext import cosine_cross_entropy, cosine_logits
+from support import relative_error
 
 
 def problem(classes=3, channels=13, grid=(6, 5), target_grid=(20, 17), tasks=2, dtype=torch.float64, gradients=True):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from samples import SAMPLES, Sample, Sizes
-from support import relative_error
 
 import fewseg_ext
+from samples import SAMPLES, Sample, Sizes
+from support import relative_error
 
 every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: "-".join(filter(None, (s.name, s.variant))))
 half_dtypes = pytest.mark.parametrize(("dtype", "ulp"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)], ids=str)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support import relative_error
 from torch import Tensor
 
 from fewseg_ext import inner_opt
+from support import relative_error
 
 
 def unrolled(features, prototypes, target, steps=10, lr=0.1, scale=20.0, ignore_index=255, reduction="mean") -> Tensor:

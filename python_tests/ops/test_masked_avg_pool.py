@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support import relative_error
 from torch import Tensor
 
 from fewseg_ext import masked_avg_pool
+from support import relative_error
 
 
 def upsampled(features: Tensor, masks: Tensor, eps: float = 1e-5) -> Tensor:
