@@ -15,11 +15,9 @@ from fewseg_ext import ops
 from fewseg_ext.models.backbones import build_backbone
 from fewseg_ext.models.prototypes import (
     check_labels,
-    cosine_logits,
     label_masks,
     query_prototypes,
     support_prototypes,
-    task_cross_entropy,
     unit_norm,
     upsample,
 )
@@ -146,14 +144,14 @@ class PrototypeModel(nn.Module):
         # Cosines, inner loop and loss stay in float32 under autocast; the backbone has run in its dtype by now.
         with torch.autocast(features.device.type, enabled=False):
             stages = self._prototype_stages(state.prototypes, features, steps)
-            scores = {name: cosine_logits(features, p, self.scale) for name, p in stages.items()}
-            final, losses = list(scores)[-1], {}
+            prototypes = list(stages.values())[-1]
+            losses: dict[str, Tensor] = {}
             if query_masks is not None:
-                losses = self._losses(scores, query_masks)
+                losses = self._losses(features, stages, query_masks)
                 size = size or (query_masks.shape[-2], query_masks.shape[-1])
-            logits = upsample(scores[final], size or query.size)
+            logits = upsample(ops.cosine_logits(features, prototypes, self.scale), size or query.size)
         loss = torch.stack(list(losses.values())).sum() if losses else None
-        return SegmentationOutput(logits, loss, losses, stages[final])
+        return SegmentationOutput(logits, loss, losses, prototypes)
 
     def forward(
         self,
@@ -174,7 +172,8 @@ class PrototypeModel(nn.Module):
             Logits of the masks' size (the images' without masks), loss, its terms, and the final prototypes.
 
         Raises:
-            ValueError, TypeError: shapes, dtypes or labels that are not an episode's.
+            ValueError, TypeError: shapes, dtypes or labels that are not an episode's. On CUDA, where the labels are not
+                read, a query label outside the episode makes that loss NaN.
         """
         state = self.encode_support(support_images, support_masks)
         return self.predict(state, self.encode_query(query_images), query_masks=query_masks)
@@ -183,17 +182,16 @@ class PrototypeModel(nn.Module):
         """The prototypes that enter the loss, by name; the last ones give the prediction."""
         raise NotImplementedError
 
-    def _losses(self, scores: dict[str, Tensor], masks: Tensor) -> dict[str, Tensor]:
+    def _losses(self, features: Tensor, stages: dict[str, Tensor], masks: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of every stage: mean over each task's pixels, then over tasks, whatever the batch is split."""
-        first = next(iter(scores.values()))
-        tasks, classes = first.shape[:2]
+        tasks, classes = features.shape[0], next(iter(stages.values())).shape[1]
         if masks.dim() != 3 or masks.shape[0] != tasks:
             raise ValueError(f"query_masks: expected [B,h,w] with B = {tasks}, got {list(masks.shape)}")
         check_labels(masks, classes - 1, "query_masks")
-        target, size = masks.long(), (masks.shape[-2], masks.shape[-1])
+        target = masks.to(torch.uint8) if masks.dtype == torch.bool else masks
         return {
-            name: task_cross_entropy(upsample(logits, size), target).sum() / max(tasks, 1)
-            for name, logits in scores.items()
+            name: ops.cosine_cross_entropy(features, p, target, self.scale, reduction="per_task").sum() / max(tasks, 1)
+            for name, p in stages.items()
         }
 
 
@@ -315,4 +313,4 @@ class BiOpt(PrototypeModel):
     def _segment(self, features: Tensor, prototypes: Tensor) -> Tensor:
         """The most similar class of every feature, [B,H,W]: a label, so a constant for the gradient."""
         with torch.no_grad():
-            return cosine_logits(features, prototypes, self.scale).argmax(1)
+            return ops.cosine_logits(features, prototypes, self.scale).argmax(1)

@@ -1,4 +1,4 @@
-"""Class prototypes: from episode label maps to pooled vectors, and the cosine scores of a query against them.
+"""Class prototypes: from episode label maps to pooled vectors.
 
 Shapes: B tasks, K = ways + 1 classes (0 = background), S support images of a task (all shots of all ways), C channels,
 H x W features, h x w masks. Symbols as in ``docs/math.md``.
@@ -78,9 +78,7 @@ def pool(features: Tensor, masks: Tensor, resize: str = "features") -> Tensor:
 
     Bool masks would give prototypes the features' dtype, and the inner loop needs more than the 8 bits of a bfloat16.
     """
-    weights = masks.to(torch.promote_types(features.dtype, torch.float32))
-    pooled: Tensor = ops.masked_avg_pool(features, weights, resize=resize)
-    return pooled
+    return ops.masked_avg_pool(features, masks if features.dtype.itemsize >= 4 else masks.float(), resize=resize)
 
 
 def support_prototypes(features: Tensor, masks: Tensor, resize: str = "features") -> Tensor:
@@ -114,28 +112,8 @@ def query_prototypes(features: Tensor, labels: Tensor, fallback: Tensor, resize:
     return torch.where(shown, pool(features, masks, resize).to(fallback.dtype), fallback)
 
 
-def cosine_logits(features: Tensor, prototypes: Tensor, scale: float = 20.0) -> Tensor:
-    """[B,C,H,W], [B,K,C] -> [B,K,H,W]: scale * cos(feature, prototype), never below float32."""
-    dtype = torch.promote_types(torch.promote_types(features.dtype, prototypes.dtype), torch.float32)
-    q, p = features.to(dtype).flatten(2), unit_norm(prototypes.to(dtype))
-    # The pixels' norms divide K planes instead of C.
-    norm = torch.linalg.vector_norm(q, dim=1, keepdim=True)
-    inverse = torch.where(norm > ZERO_NORM, 1 / norm.clamp(min=ZERO_NORM), 0.0)
-    logits: Tensor = scale * inverse * (p @ q)
-    return logits.view(*logits.shape[:2], *features.shape[-2:])
-
-
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear, align_corners=False; the same tensor where the size is right already."""
     if tuple(logits.shape[-2:]) == tuple(size):
         return logits
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-
-
-def task_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of [B,K,h,w] against int64 [B,h,w] as one mean over the valid pixels per task, [B].
-
-    A task with no valid pixel has loss 0 (the mean of PyTorch is NaN).
-    """
-    loss = F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX, reduction="none").sum((1, 2))
-    return loss / (target != IGNORE_INDEX).sum((1, 2)).clamp(min=1)

@@ -71,7 +71,8 @@ def test_every_fourth_dilated_feature_is_the_original_one(name: str, tmp_path: P
     images = torch.randn(1, 3, 97, 97, dtype=torch.float64)
     with torch.no_grad():
         coarse, fine = undilated_features(name, full, images), backbone(images)
-    assert coarse.shape[-2:] == (4, 4) and fine.shape[-2:] == (13, 13)
+    assert coarse.shape[-2:] == (4, 4)
+    assert fine.shape[-2:] == (13, 13)
     torch.testing.assert_close(fine[..., ::4, ::4], coarse, rtol=1e-9, atol=1e-9)
     assert (fine < 0).any()
 
@@ -96,7 +97,9 @@ def test_batch_norm_stays_frozen_in_training_copies_and_pickles(name: str) -> No
         for copied in (backbone, copy.deepcopy(backbone), loaded):
             torch.testing.assert_close(copied.train()(images), expected, rtol=0, atol=0)
             norms = [m for m in copied.modules() if isinstance(m, nn.BatchNorm2d)]
-            assert copied.training and norms and not any(m.training for m in norms)
+            assert copied.training
+            assert norms
+            assert not any(m.training for m in norms)
             assert not any(p.requires_grad for m in norms for p in m.parameters())
     assert any(p.requires_grad for p in backbone.parameters())
 
@@ -135,7 +138,7 @@ def test_weights_that_do_not_fit_name_the_keys(tmp_path: Path) -> None:
     state["layer9.weight"] = torch.zeros(1)
     state["conv1.weight"] = torch.zeros(64, 3, 3, 3)
     torch.save(state, tmp_path / "bad.pth")
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="the keys do not fit the 120 expected ones") as error:
         build_backbone("resnet18", tmp_path / "bad.pth")
     for part in (
         "1 missing: layer1.0.conv1.weight",
@@ -209,19 +212,31 @@ def test_timm_s_nhwc_maps_are_turned_and_weights_are_strict(tmp_path: Path) -> N
     torch.save(state, tmp_path / "good.pth")
     loaded = build_backbone("resnet10t", tmp_path / "good.pth").state_dict()
     weights = [k for k in loaded if k.endswith("conv1.weight")]
-    assert weights and all(torch.equal(loaded[k], state[k.removeprefix("model.")]) for k in weights)
+    assert weights
+    assert all(torch.equal(loaded[k], state[k.removeprefix("model.")]) for k in weights)
     del state["layer2.0.conv1.weight"]
     torch.save(state, tmp_path / "bad.pth")
     with pytest.raises(ValueError, match=r"1 missing: layer2\.0\.conv1\.weight"):
         build_backbone("resnet10t", tmp_path / "bad.pth")
 
 
-def test_the_package_does_not_import_torchvision_or_timm() -> None:
+def test_the_package_does_not_import_torchvision_or_timm(tmp_path: Path) -> None:
     code = (
         "import sys, fewseg_ext.models; print([m for m in ('torchvision', 'timm', 'safetensors') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "[]"
+
+
+def test_conv4_is_built_and_its_weights_load(tmp_path: Path) -> None:
+    pytest.importorskip("fewseg_ext.models.conv4", reason="conv4 is not in this tree")
+    backbone = build_backbone("conv4")
+    torch.save(backbone.state_dict(), tmp_path / "conv4.pth")
+    again = build_backbone("conv4", tmp_path / "conv4.pth").eval()
+    images = torch.randn(1, 3, 32, 32)
+    features = again(images)
+    torch.testing.assert_close(features, backbone.eval()(images))
+    assert features.shape == (1, again.out_channels, 32 // again.stride, 32 // again.stride)
 
 
 def test_names_are_those_of_the_table() -> None:

@@ -58,7 +58,8 @@ def test_n_way_k_shot(make: Any, terms: list[str], ways: int, shots: int) -> Non
     out = model(images, masks, query, truth)
     assert out.logits.shape == (2, ways + 1, 16, 16)
     assert out.prototypes.shape == (2, ways + 1, 6)
-    assert list(out.losses) == terms and out.loss == sum(out.losses.values())
+    assert list(out.losses) == terms
+    assert out.loss == sum(out.losses.values())
     expected = torch.stack([F.cross_entropy(out.logits[i : i + 1], truth[i : i + 1], ignore_index=255) for i in (0, 1)])
     torch.testing.assert_close(out.losses[terms[-1]], expected.mean())
     out.loss.backward()
@@ -72,9 +73,11 @@ def test_stages_compose_forward(make: Any, terms: list[str]) -> None:
     whole = model(images, masks, query, truth)
     state, encoded = model.encode_support(images, masks), model.encode_query(query)
     parts = model.predict(state, encoded, query_masks=truth)
-    assert torch.equal(parts.logits, whole.logits) and parts.loss == whole.loss
+    assert torch.equal(parts.logits, whole.logits)
+    assert parts.loss == whole.loss
     without = model(images, masks, query)
-    assert without.loss is None and without.losses == {}
+    assert without.loss is None
+    assert without.losses == {}
     assert torch.equal(without.logits, whole.logits)
     features = model.backbone(images.flatten(0, 2)).unflatten(0, images.shape[:3])
     assert torch.equal(model.pool_support(features, masks).prototypes, state.prototypes)
@@ -162,11 +165,19 @@ def test_the_inner_loop_starts_at_unit_prototypes_by_default(normalize: bool, mo
     start = model.initial_prototypes(model.encode_support(images, masks).prototypes, model.backbone(query))
     expected = start / start.norm(dim=-1, keepdim=True) if normalize else start
     torch.testing.assert_close(seen[0], expected)
-    assert seen[1].shape == (2, 8, 8) and not seen[1].is_floating_point()
+    assert seen[1].shape == (2, 8, 8)
+    assert not seen[1].is_floating_point()
 
 
 def test_options_reach_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = dict(inner_steps=3, inner_lr=0.02, inner_reduction="sum", second_order=False, scale=11.0, resize="masks")
+    options = {
+        "inner_steps": 3,
+        "inner_lr": 0.02,
+        "inner_reduction": "sum",
+        "second_order": False,
+        "scale": 11.0,
+        "resize": "masks",
+    }
     model = BiOpt(TinyBackbone(), **options)
     inner: dict[str, Any] = {}
     resize: set[str] = set()
@@ -175,7 +186,7 @@ def test_options_reach_the_operators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fewseg_ext.ops, "masked_avg_pool", lambda *a, **k: (resize.add(k["resize"]), pool(*a, **k))[1])
     images, masks, query, _ = episode()
     model(images, masks, query)
-    assert inner == dict(steps=3, lr=0.02, reduction="sum", second_order=False, scale=11.0)
+    assert inner == {"steps": 3, "lr": 0.02, "reduction": "sum", "second_order": False, "scale": 11.0}
     assert resize == {"masks"}
 
 
@@ -202,7 +213,8 @@ def test_supports_of_another_class_lower_the_score() -> None:
             paint(support[0, 0, 0], colour, slice(8, 20), slice(8, 20))
             found = make(Colours())(support, mask, query).logits.argmax(1)[0] == 1
             iou[colour] = (found & truth).sum() / (found | truth).sum()
-        assert iou["red"] > 0.95 and iou["green"] < 0.05
+        assert iou["red"] > 0.95
+        assert iou["green"] < 0.05
 
 
 def test_a_way_without_a_mask_has_a_zero_prototype_and_finite_gradients() -> None:
@@ -214,6 +226,26 @@ def test_a_way_without_a_mask_has_a_zero_prototype_and_finite_gradients() -> Non
         assert out.logits.isfinite().all()
         out.loss.backward()
         assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_query_that_is_all_ignored_has_loss_zero() -> None:
+    model = BiOpt(TinyBackbone())
+    images, masks, query, truth = episode(2)
+    truth[1] = 255
+    out = model(images, masks, query, truth)
+    alone = model(images[:1], masks[:1], query[:1], truth[:1])
+    torch.testing.assert_close(out.loss, alone.loss / 2)
+    out.loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_label_dtypes(dtype: torch.dtype) -> None:
+    model = BiOpt(TinyBackbone())
+    images, masks, query, truth = episode()
+    assert (
+        model(images, masks.to(dtype), query, truth.to(dtype)).loss == model(images, masks > 0, query, truth > 0).loss
+    )
 
 
 def test_double_and_bfloat16() -> None:
@@ -230,7 +262,8 @@ def test_double_and_bfloat16() -> None:
     mixed.loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     half = copy.deepcopy(model).bfloat16()(images.bfloat16(), masks, query.bfloat16())
-    assert half.prototypes.dtype == torch.float32 and half.logits.isfinite().all()
+    assert half.prototypes.dtype == torch.float32
+    assert half.logits.isfinite().all()
 
 
 def test_a_seventh_of_a_trajectory_is_not_lost_to_bfloat16() -> None:
@@ -244,6 +277,20 @@ def test_a_seventh_of_a_trajectory_is_not_lost_to_bfloat16() -> None:
     torch.testing.assert_close(mixed.prototypes, exact.prototypes, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("make", "terms"), MODELS)
+def test_inference_mode_and_compile(make: Any, terms: list[str]) -> None:
+    model = make()
+    arguments = episode()
+    expected = model(*arguments)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(*arguments).loss, expected.loss.detach())
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(*arguments)
+    torch.testing.assert_close(compiled.logits, expected.logits)
+    parameter = model.backbone[0].weight
+    gradients = [torch.autograd.grad(out.loss, parameter)[0] for out in (compiled, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("make", [BiOpt, PrototypeBaseline])
 def test_config_and_state_dict_rebuild_the_model(make: Any) -> None:
     pytest.importorskip("torchvision", reason="torchvision is not installed")
@@ -254,7 +301,8 @@ def test_config_and_state_dict_rebuild_the_model(make: Any) -> None:
     config = json.loads(json.dumps(model.config))
     again = build_model(config)
     again.load_state_dict(model.state_dict())
-    assert again.config == model.config and type(again) is type(model)
+    assert again.config == model.config
+    assert type(again) is type(model)
     images, masks, query, _ = episode(1, size=33)
     with torch.no_grad():
         assert torch.equal(again(images, masks, query).logits, model(images, masks, query).logits)
@@ -274,13 +322,13 @@ def test_a_model_with_a_module_is_rebuilt_with_one() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(init="query"), 'init: expected "module" or "support", got \'query\''),
-        (dict(inner_steps=-1), "inner_steps: expected 0 or more, got -1"),
-        (dict(inner_lr=float("nan")), "inner_lr: expected a finite number"),
-        (dict(inner_reduction="none"), "inner_reduction: "),
-        (dict(scale=0.0), "scale: expected a positive number"),
-        (dict(resize="both"), "resize: "),
-        (dict(weights="IMAGENET1K_V1"), "weights: goes with a backbone's name"),
+        ({"init": "query"}, 'init: expected "module" or "support", got \'query\''),
+        ({"inner_steps": -1}, "inner_steps: expected 0 or more, got -1"),
+        ({"inner_lr": float("nan")}, "inner_lr: expected a finite number"),
+        ({"inner_reduction": "none"}, "inner_reduction: "),
+        ({"scale": 0.0}, "scale: expected a positive number"),
+        ({"resize": "both"}, "resize: "),
+        ({"weights": "IMAGENET1K_V1"}, "weights: goes with a backbone's name"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

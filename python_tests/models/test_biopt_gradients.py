@@ -143,7 +143,8 @@ def test_loss_and_every_gradient_equal_the_unrolled_paper(
     gradients = dict(plain.named_parameters())
     for name, parameter in model.named_parameters():
         reference = gradients[name].grad
-        assert parameter.grad is not None and reference is not None
+        assert parameter.grad is not None
+        assert reference is not None
         assert reference.norm() > 1e-4, f"{name}: nothing to compare"
         assert relative(parameter.grad, reference) < TOLERANCE, name
 
@@ -160,7 +161,8 @@ def test_first_order_has_the_same_loss_and_other_gradients(init: str) -> None:
         results.append((out.loss.detach(), [p.grad for p in model.parameters()]))
     assert results[0][0] == results[1][0]
     for exact, approximate in zip(results[0][1], results[1][1], strict=True):
-        assert exact is not None and approximate is not None
+        assert exact is not None
+        assert approximate is not None
         assert relative(approximate, exact) > 1e-3
 
 

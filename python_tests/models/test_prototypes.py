@@ -2,11 +2,8 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from fewseg_ext.models import prototypes
-from fewseg_ext.models.prototypes import check_labels, label_masks, query_prototypes, support_prototypes
-from fewseg_ext.ops import reference
+from fewseg_ext.models.prototypes import check_labels, label_masks, query_prototypes, support_prototypes, unit_norm
 
 
 def labels(*values: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
@@ -16,7 +13,8 @@ def labels(*values: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
 def test_label_masks_leave_ignored_pixels_out_of_every_class(dtype: torch.dtype) -> None:
     masks = label_masks(labels(0, 1, 2, 255, 2, dtype=dtype), ways=2)
-    assert masks.shape == (3, 1, 5) and masks.dtype == torch.bool
+    assert masks.shape == (3, 1, 5)
+    assert masks.dtype == torch.bool
     assert masks[:, 0].int().tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 1]]
 
 
@@ -98,34 +96,20 @@ def test_a_class_predicted_nowhere_keeps_its_support_prototype() -> None:
     predicted[1, :, 1] = 2
     pooled = query_prototypes(features, predicted, support)
     torch.testing.assert_close(pooled[0, 0], features[0].mean((1, 2)), rtol=1e-4, atol=1e-5)
-    assert torch.equal(pooled[0, 1:], support[0, 1:]) and torch.equal(pooled[1, 1], support[1, 1])
+    assert torch.equal(pooled[0, 1:], support[0, 1:])
+    assert torch.equal(pooled[1, 1], support[1, 1])
     torch.testing.assert_close(pooled[1, 2], features[1, :, :, 1].mean(1), rtol=1e-4, atol=1e-5)
 
 
-def test_cosine_logits_are_the_operator_s_with_zero_vectors_and_gradients() -> None:
-    features = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
-    p = torch.randn(2, 3, 6, dtype=torch.float64)
+def test_unit_norm_leaves_a_zero_vector_alone_without_gradient() -> None:
+    p = torch.randn(2, 3, 4, dtype=torch.float64)
     p[1, 2] = 0
     p.requires_grad_()
-    zeroed = torch.ones(2, 1, 3, 4, dtype=torch.float64)
-    zeroed[0, 0, 1, 1] = 0
-    weights = torch.randn(2, 3, 3, 4, dtype=torch.float64)
-    results = []
-    for function in (prototypes.cosine_logits, reference.cosine_logits):
-        value = function(features * zeroed, p, 7.0)
-        results.append((value, *torch.autograd.grad((value * weights).sum(), (features, p))))
-    for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
-    assert not results[0][2][1, 2].any()
-
-
-def test_task_cross_entropy_is_a_mean_per_task_and_zero_over_nothing() -> None:
-    logits = torch.randn(3, 2, 4, 4, requires_grad=True)
-    target = torch.randint(0, 2, (3, 4, 4))
-    target[1, 2:], target[2] = 255, 255
-    losses = prototypes.task_cross_entropy(logits, target)
-    expected = [F.cross_entropy(logits[i : i + 1], target[i : i + 1], ignore_index=255) for i in (0, 1)]
-    torch.testing.assert_close(losses[:2], torch.stack(expected))
-    assert losses[2] == 0
-    losses.sum().backward()
-    assert logits.grad is not None and logits.grad.isfinite().all() and not logits.grad[2].any()
+    unit = unit_norm(p)
+    expected = torch.ones(2, 3, dtype=torch.float64)
+    expected[1, 2] = 0
+    torch.testing.assert_close(unit.norm(dim=-1), expected)
+    (unit * torch.randn_like(unit)).sum().backward()
+    assert p.grad is not None
+    assert p.grad.isfinite().all()
+    assert not p.grad[1, 2].any()
