@@ -1,12 +1,39 @@
 """Fixtures shared by all tests."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        choices=["cpu", "emulated", "cuda"],
+        default="cpu",
+        help="which kernels the operators' tests run: the CPU's, the CUDA kernels in the emulator, or on a GPU",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    backend = config.getoption("--backend")
+    if backend == "emulated":
+        assert "fewseg_ext" not in sys.modules, "too late: the library with the CPU kernels is loaded"
+        os.environ["FEWSEG_EMULATE_CUDA"] = "1"
+    elif backend == "cuda":
+        if not torch.cuda.is_available():
+            # A GPU runner that lost its GPU must not look like success.
+            raise pytest.UsageError("--backend=cuda, but torch sees no GPU")
+        torch.set_default_device("cuda")
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.config.getoption("--backend"))
 
 
 @pytest.fixture(autouse=True)

@@ -53,26 +53,24 @@ inline void check_launch(cudaError_t error) {
     throw std::runtime_error(std::string("CUDA kernel launch failed: ") + cudaGetErrorString(error));
 }
 
-// kernel<<<...>>>(args...) by the plan. More shared memory than 48 KB has to be asked for first.
+// Launches by the plan. More shared memory than 48 KB has to be asked for first.
 template <class... Parameters, class... Args>
 void launch(void (*kernel)(Parameters...), const LaunchPlan& plan, Stream stream, Args... args) {
   const dim3 grid(plan.grid_x, plan.grid_y, plan.grid_z), block(plan.block);
+  const void* function = reinterpret_cast<const void*>(kernel);
   if (plan.shared_bytes > 48 * 1024)
-    check_launch(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes)));
-  if (plan.cooperative) {
-    std::tuple<Parameters...> values(args...);
-    void* pointers[sizeof...(Parameters)];
-    std::apply(
-        [&](auto&... value) {
-          int i = 0;
-          ((pointers[i++] = (void*)&value), ...);
-        },
-        values);
-    check_launch(cudaLaunchCooperativeKernel((const void*)kernel, grid, block, pointers, plan.shared_bytes, stream));
-  } else {
-    kernel<<<grid, block, plan.shared_bytes, stream> > >(args...);
-    check_launch(cudaGetLastError());
-  }
+    check_launch(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(plan.shared_bytes)));
+  std::tuple<Parameters...> values(args...);
+  void* pointers[sizeof...(Parameters)];
+  std::apply(
+      [&](auto&... value) {
+        int i = 0;
+        ((pointers[i++] = const_cast<void*>(static_cast<const void*>(&value))), ...);
+      },
+      values);
+  check_launch(plan.cooperative
+                   ? cudaLaunchCooperativeKernel(function, grid, block, pointers, plan.shared_bytes, stream)
+                   : cudaLaunchKernel(function, grid, block, pointers, plan.shared_bytes, stream));
 }
 
 __device__ inline float widen(Half x) {

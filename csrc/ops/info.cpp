@@ -4,12 +4,18 @@
 
 #include <string>
 
+#ifndef FEWSEG_EMULATED
 #include "../cpu/instruction_set.h"
+#endif
 
 namespace {
 
 std::string instruction_sets() {
+#ifdef FEWSEG_EMULATED
+  return "emulated;emulated";
+#else
   return std::string(fewseg::kernel_table().name) + ";" + fewseg::usable_instruction_sets();
+#endif
 }
 
 }  // namespace

@@ -65,9 +65,9 @@ def _without_cuda(op: str) -> Callable[..., Any]:
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(
-            f"fewseg_ext.{op}: got CUDA tensors, but this installation has no CUDA kernels. Rebuild it where nvcc is on "
-            "the PATH (pip install nvidia-cuda-nvcc) and torch has CUDA: "
-            "`FEWSEG_CUDA=ON` as in `pip install --no-build-isolation -C cmake.define.FEWSEG_CUDA=ON .`"
+            f"fewseg_ext.{op}: got CUDA tensors, but this installation has no CUDA kernels. Rebuild it with an nvcc on "
+            "the PATH (pip install nvidia-cuda-nvcc): "
+            "pip install --no-build-isolation -C cmake.define.FEWSEG_CUDA=ON ."
         )
 
     return kernel

@@ -169,8 +169,26 @@ def test_errors_of_logits(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", BAD | BAD_LOSS)
-def test_errors_of_loss(case: str) -> None:
+def test_errors_of_loss(case: str, backend: str) -> None:
+    if case == "label" and backend != "cpu":
+        pytest.skip("a GPU cannot raise for a label without waiting; see test_wrong_labels_on_a_gpu")
     changes, error, message = (BAD | BAD_LOSS)[case]
     with pytest.raises(error, match=message) as caught:
         cosine_cross_entropy(**{"features": FEATURES, "prototypes": PROTOTYPES, "target": TARGET, **changes})
     assert "cosine_cross_entropy: " in str(caught.value)
+
+
+@pytest.mark.parametrize("label", [3, -1, 2**40])
+def test_wrong_labels_on_a_gpu(label: int, backend: str) -> None:
+    if backend == "cpu":
+        pytest.skip("the CPU raises")
+    features, prototypes, target = problem()
+    expected = cosine_cross_entropy(features, prototypes, target, reduction="per_task")
+    target[0, 1, 1] = label
+    loss = cosine_cross_entropy(features, prototypes, target, reduction="per_task")
+    assert loss[0].isnan()
+    assert loss[1] == expected[1]
+    assert cosine_cross_entropy(features, prototypes, target).isnan()
+    d_features, _ = torch.autograd.grad(loss.sum(), (features, prototypes))
+    assert d_features[0].isnan().any()
+    assert d_features[1].isfinite().all()
