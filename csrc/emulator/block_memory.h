@@ -65,18 +65,17 @@ class BlockMemory {
 #ifndef FEWSEG_ASAN  // with it such a write has been reported already, and the zones must not even be read
     if (arrays_.empty()) return {};
     if (const int64_t wrong = first_change(0, kZone); wrong >= 0)
-      return "shared array 0 was written " + std::to_string(kZone - wrong) + " bytes before its start";
+      return "shared array 0 was written at byte " + std::to_string(wrong - kZone) + ", before its start";
     for (std::size_t i = 0; i < arrays_.size(); ++i) {
-      const int64_t end = arrays_[i].begin + arrays_[i].bytes;
-      const int64_t next = arrays_[i].begin + SharedBytes::rounded(arrays_[i].bytes) + kZone;
-      if (const int64_t wrong = first_change(end, next); wrong >= 0) {
-        std::string text = "shared array " + std::to_string(i) + " (" + std::to_string(arrays_[i].bytes) +
-                           " bytes) was written " + std::to_string(wrong - end) + " bytes past its end";
-        if (i + 1 < arrays_.size())
-          text +=
-              ", or array " + std::to_string(i + 1) + " " + std::to_string(next - wrong) + " bytes before its start";
-        return text;
-      }
+      const int64_t begin = arrays_[i].begin, end = begin + arrays_[i].bytes;
+      const int64_t next = begin + SharedBytes::rounded(arrays_[i].bytes) + kZone;
+      const int64_t wrong = first_change(end, next);
+      if (wrong < 0) continue;
+      std::string text = "shared array " + std::to_string(i) + " was written at byte " + std::to_string(wrong - begin) +
+                         ", past its " + std::to_string(arrays_[i].bytes) + " bytes";
+      if (i + 1 < arrays_.size())
+        text += " (or array " + std::to_string(i + 1) + " at byte " + std::to_string(wrong - next) + ")";
+      return text;
     }
 #endif
     return {};

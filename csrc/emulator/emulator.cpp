@@ -6,7 +6,6 @@
 // warp and any order of lanes each time.
 #include "emulator.h"
 
-#include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <map>
@@ -19,6 +18,7 @@
 #include "device_limits.h"
 #include "fiber.h"
 #include "order.h"
+#include "report.h"
 
 namespace fewseg::emulator {
 namespace {
@@ -51,30 +51,6 @@ struct Block {
   unsigned result = 0;
 };
 
-bool same(Site a, Site b) {
-  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
-}
-
-std::string text(Index3 index) {
-  return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
-}
-
-std::string text(Operation operation, Site site) {
-  static constexpr const char* kNames[] = {
-      "__syncthreads()", "__syncthreads_or()", "__syncthreads_and()", "__syncthreads_count()", "grid_sync()",
-      "__syncwarp()",    "__shfl_sync()",      "__shfl_up_sync()",    "__shfl_down_sync()",    "__shfl_xor_sync()",
-      "__ballot_sync()", "__any_sync()",       "__all_sync()"};
-  const char* slash = std::strrchr(site.file, '/');
-  return std::string(kNames[int(operation)]) + " in " + (slash ? slash + 1 : site.file) + ":" +
-         std::to_string(site.line);
-}
-
-std::string hexadecimal(unsigned mask) {
-  char digits[16];
-  std::snprintf(digits, sizeof digits, "0x%08x", mask);
-  return digits;
-}
-
 class Scheduler {
  public:
   void run(const LaunchPlan& plan, void (*body)(const void*), const void* arguments);
@@ -102,6 +78,7 @@ class Scheduler {
   void make_block_ready(int64_t block);
   bool complete_warp_operation(int64_t warp, const Thread& arrived);
   std::string damage(int64_t block, const std::string& when) const;
+  std::map<std::string, std::vector<int64_t>> threads_by_state(int64_t first, int64_t count) const;
   std::string stalled() const;
   void forget_threads();
 
@@ -410,7 +387,11 @@ void Scheduler::run(const LaunchPlan& plan, void (*body)(const void*), const voi
     explicit Running(Scheduler* scheduler) { running = scheduler; }
     ~Running() { running = nullptr; }
   } while_running(this);
-  run_grid();
+  try {
+    run_grid();
+  } catch (...) {  // no memory
+    exception_ = std::current_exception();
+  }
 
   if (!failed())
     for (const auto& fiber : fibers_)
@@ -435,36 +416,41 @@ void Scheduler::forget_threads() {
 std::string Scheduler::damage(int64_t block, const std::string& when) const {
   const std::string what = memories_[std::size_t(block)]->damage();
   if (what.empty()) return {};
-  return "block " + text(blocks_[std::size_t(block)].index) + ": " + what + " by one of its threads; noticed " + when;
+  return "block " + text(blocks_[std::size_t(block)].index) + ": " + what + "; noticed " + when;
 }
 
-// No thread can go on: says what the first such block's threads wait for.
-std::string Scheduler::stalled() const {
-  int64_t block = 0;
-  while (blocks_[std::size_t(block)].finished == plan_.block) ++block;
-  std::map<std::string, std::vector<int>> threads_at;
-  bool finished = false, kinds[2] = {false, false};
-  for (int i = 0; i < plan_.block; ++i) {
-    const Thread& thread = threads_[std::size_t(block * plan_.block + i)];
+// What `count` threads do, as a sentence for each group, with how many there are.
+std::map<std::string, std::vector<int64_t>> Scheduler::threads_by_state(int64_t first, int64_t count) const {
+  std::map<std::string, std::vector<int64_t>> result;
+  for (int64_t i = first; i < first + count; ++i) {
+    const Thread& thread = threads_[std::size_t(i)];
     if (thread.state == State::kFinished) {
-      finished = true;
-      threads_at["have returned"].push_back(i);
-      continue;
+      result["have returned"].push_back(i);
+    } else {
+      const bool has_mask = thread.operation >= Operation::kSyncWarp;
+      const std::string mask = has_mask ? " with mask " + hexadecimal(thread.mask) : std::string();
+      result["wait at " + text(thread.operation, thread.site) + mask].push_back(i);
     }
-    const bool of_warp = thread.operation >= Operation::kSyncWarp;
-    kinds[of_warp] = true;
-    threads_at["wait at " + text(thread.operation, thread.site) +
-               (of_warp ? " with mask " + hexadecimal(thread.mask) : std::string())]
-        .push_back(i);
   }
-  std::string result = "block " + text(blocks_[std::size_t(block)].index) + ": ";
-  result += kinds[1] && !kinds[0]               ? "divergent warp operation, or lanes that never come to it: "
-            : finished || threads_at.size() > 1 ? "divergent barrier: "
-                                                : "deadlock: ";
-  const char* separator = "";
-  for (const auto& [what, threads] : threads_at) {
-    result += separator + std::to_string(threads.size()) + " threads (the first is " + std::to_string(threads[0]) +
-              ") " + what;
+  return result;
+}
+
+// No thread can go on: says what the first block whose threads disagree waits for, or else what the grid does.
+std::string Scheduler::stalled() const {
+  const int64_t blocks = int64_t(blocks_.size());
+  auto states = threads_by_state(0, plan_.block);
+  for (int64_t block = 1; block < blocks && states.size() == 1; ++block)
+    states = threads_by_state(block * plan_.block, plan_.block);
+  const bool in_one_block = states.size() > 1;
+  if (!in_one_block) states = threads_by_state(0, blocks * plan_.block);
+
+  std::string result = states.size() == 1 ? "deadlock" : "divergent barrier or warp operation";
+  if (in_one_block) result += " in block " + text(blocks_[std::size_t(states.begin()->second[0] / plan_.block)].index);
+  const char* separator = ": ";
+  for (const auto& [what, threads] : states) {
+    result += separator + std::to_string(threads.size()) + " thread(s) " + what + " (the first: ";
+    if (!in_one_block) result += "block " + text(blocks_[std::size_t(threads[0] / plan_.block)].index) + ", ";
+    result += "thread " + std::to_string(threads[0] % plan_.block) + ")";
     separator = "; ";
   }
   return result;

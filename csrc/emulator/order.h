@@ -49,15 +49,12 @@ class Order {
     const std::size_t words = set.size(), start = kind_ == Kind::kShuffled ? below(words) : 0;
     for (std::size_t i = 0; i < words; ++i) {
       const std::size_t word = kind_ == Kind::kReverse ? words - 1 - i : (start + i) % words;
-      if (const uint64_t bits = set[word]) {
-        int bit = kind_ == Kind::kReverse ? 63 - __builtin_clzll(bits) : __builtin_ctzll(bits);
-        if (kind_ == Kind::kShuffled) {
-          const int turn = int(below(64));
-          const uint64_t turned = turn ? (bits >> turn) | (bits << (64 - turn)) : bits;
-          bit = (__builtin_ctzll(turned) + turn) % 64;
-        }
-        return int64_t(word) * 64 + bit;
-      }
+      uint64_t bits = set[word];
+      if (!bits) continue;
+      if (kind_ == Kind::kShuffled)
+        for (std::size_t skipped = below(uint64_t(__builtin_popcountll(bits))); skipped > 0; --skipped)
+          bits &= bits - 1;
+      return int64_t(word) * 64 + (kind_ == Kind::kReverse ? 63 - __builtin_clzll(bits) : __builtin_ctzll(bits));
     }
     return -1;
   }
