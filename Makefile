@@ -5,6 +5,7 @@
 #   make test-long  what is too slow for every change
 #   make lint       formatting, lint and types, Python and C++
 #   make bench      benchmarks/kernel_speed.py
+#   make gpu-check  builds and checks the CUDA kernels where there is a GPU
 #
 # PYTHON  which interpreter makes the environment (default python3)
 # VENV    where the environment lies (default .venv)
@@ -15,12 +16,15 @@ BIN := $(VENV)/bin
 # The build's own tools first: cmake and ninja of the environment, not older ones of the system.
 export PATH := $(abspath $(BIN)):$(PATH)
 
+# CUDA kernels, where nvcc is found: for the GPU that is here, else for one architecture, to keep the build short.
+export CUDAARCHS ?= $(if $(wildcard /dev/nvidia0),native,90)
+
 SOURCES := $(shell find csrc cmake fewseg_ext -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
 TIDY_FILES := $(shell find csrc/ops csrc/cpu -name '*.cpp')
 COMPILE_COMMANDS = $(patsubst %/,%,$(dir $(firstword $(wildcard build/*/compile_commands.json))))
 
-.PHONY: test test-long demo lint format bench setup clean
+.PHONY: test test-long demo lint format bench gpu-check setup clean
 
 setup: $(VENV)/installed
 
@@ -32,7 +36,7 @@ $(VENV)/tools: requirements-dev.txt
 	touch $@
 
 $(VENV)/installed: $(VENV)/tools $(SOURCES)
-	$(BIN)/pip install --quiet --no-build-isolation --no-deps .
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps -C cmake.define.FEWSEG_BUILD_TESTS=ON .
 	touch $@
 
 # `pytest` and not `python -m pytest`: the latter would put the source folder, which has no compiled kernels, before the
@@ -45,6 +49,11 @@ test-long: setup
 
 demo: setup
 	$(BIN)/fewseg demo --out runs/demo
+
+# For a machine with a GPU and no network: uses the interpreter's own torch and tools, no environment of its own.
+STAGE ?= all
+gpu-check:
+	$(PYTHON) python_tests/gpu_check.py --stage $(STAGE) $(if $(OUT),--out $(OUT)/gpu_check.json)
 
 bench: setup
 	$(BIN)/python benchmarks/kernel_speed.py

@@ -63,6 +63,11 @@ def test_sizes_that_do_not_fit_are_refused(sample: Sample, sizes: Sizes, wrong: 
     except ValueError as error:
         assert f"{sample.name}: " in str(error)
         return
+    if got.isnan().any():  # how a GPU says it
+        labels = args[tensors[-1]]
+        assert not labels.is_floating_point()
+        assert ((labels >= args[1].shape[1]) & (labels != 255)).any()
+        return
     assert relative_error(got, sample.reference(*args)) < 1e-10
 
 

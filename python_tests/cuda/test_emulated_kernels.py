@@ -1,0 +1,114 @@
+"""The CUDA kernels, run by the emulator: the operators' own tests, in three thread orders, and the C++ driver."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fewseg_ext
+
+ROOT = Path(__file__).resolve().parents[2]
+OP_TESTS = ROOT / "python_tests" / "ops"
+LIBRARY = Path(fewseg_ext.__file__).parent / "libfewseg_ops_emulated.so"
+
+# Large maps take minutes in the emulator; what is registered in Python is tested beside the CPU kernels.
+LEFT_OUT = "full_size or instruction_sets or compile or export or opcheck"
+# A second and third order need not repeat what does not depend on it.
+LEFT_OUT_AGAIN = f"{LEFT_OUT} or errors or func or autocast or schema or forward_mode or any_shape or odd_values"
+
+
+@pytest.fixture(autouse=True)
+def _cpu_run_only(backend: str) -> None:
+    if backend != "cpu":
+        pytest.skip("part of the tests without --backend")
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", "shuffled"])
+def test_op_tests_pass(order: str) -> None:
+    """A missing barrier shows as a difference between the orders."""
+    assert LIBRARY.is_file(), "build with -C cmake.define.FEWSEG_BUILD_TESTS=ON, as `make setup` does"
+    left_out = LEFT_OUT if order == "forward" else LEFT_OUT_AGAIN
+    command = [sys.executable, "-m", "pytest", "-q", "--backend=emulated", "-m", "not slow", "-k", f"not ({left_out})"]
+    # From another folder: `python -m pytest` would import the package's source from the current one.
+    result = subprocess.run(
+        [*command, str(OP_TESTS)],
+        env={**os.environ, "FEWSEG_EMULATOR_ORDER": order},
+        cwd=OP_TESTS,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert " passed" in result.stdout
+
+
+def build_driver(folder: Path, *flags: str) -> Path:
+    """csrc/cuda/tests/driver.cu with the emulator, without torch."""
+    driver = folder / "driver"
+    sources = [str(ROOT / "csrc/cuda/tests/driver.cu"), str(ROOT / "csrc/emulator/emulator.cpp")]
+    command = ["c++", "-std=c++17", "-O1", "-Wno-unknown-pragmas", "-DFEWSEG_EMULATED", *flags, "-x", "c++", *sources]
+    subprocess.run([*command, "-o", str(driver)], check=True, timeout=300)
+    return driver
+
+
+def checksums(driver: Path, order: str) -> str:
+    environment = {**os.environ, "FEWSEG_EMULATOR_ORDER": order}
+    result = subprocess.run([driver], capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith("ok\n")
+    return result.stdout
+
+
+def test_driver_gives_the_same_bits_in_every_order(tmp_path: Path) -> None:
+    driver = build_driver(tmp_path)
+    results = {order: checksums(driver, order) for order in ("forward", "reverse", "shuffled")}
+    assert len(set(results.values())) == 1, results
+    kernels = {line.split()[0] for line in results["forward"].splitlines()[:-1]}
+    assert {"cosines", "pool", "combine", "descend", "ascend", "resize", "loss", "residual"} <= kernels
+
+
+@pytest.mark.slow
+def test_driver_under_address_sanitizer(tmp_path: Path) -> None:
+    driver = build_driver(tmp_path, "-fsanitize=address", "-fno-omit-frame-pointer", "-g")
+    for order in ("forward", "reverse", "shuffled"):
+        checksums(driver, order)
+
+
+@pytest.mark.slow
+def test_op_tests_under_address_sanitizer(tmp_path: Path) -> None:
+    """The emulated library built with AddressSanitizer, in a process that loads its runtime first."""
+    target = tmp_path / "site"
+    options = ["FEWSEG_BUILD_TESTS=ON", "FEWSEG_SANITIZE=address", "FEWSEG_CUDA=OFF"]
+    defines = [part for option in options for part in ("-C", f"cmake.define.{option}")]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-build-isolation",
+        "--no-deps",
+        "--target",
+        str(target),
+    ]
+    build = ["-C", f"build-dir={tmp_path / 'build'}"]
+    subprocess.run([*install, *build, *defines, str(ROOT)], check=True, timeout=1200)
+    runtime = subprocess.run(
+        ["c++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    environment = {**os.environ, "PYTHONPATH": str(target), "LD_PRELOAD": runtime}
+    # Python and torch leak on purpose; the emulator's fibers are annotated.
+    environment["ASAN_OPTIONS"] = "detect_leaks=0:detect_stack_use_after_return=0"
+    command = [sys.executable, "-m", "pytest", "-q", "--backend=emulated", "-m", "not slow", "-p", "no:cacheprovider"]
+    result = subprocess.run(
+        [*command, "-k", f"not ({LEFT_OUT_AGAIN} or bits)", str(OP_TESTS)],
+        env=environment,
+        cwd=OP_TESTS,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert " passed" in result.stdout

@@ -1,0 +1,99 @@
+"""What only a GPU can show: run by `--backend=cuda`, as `make gpu-check` does."""
+
+import pytest
+import torch
+from samples import SAMPLES, Sample, Sizes
+
+import fewseg_ext
+
+every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: "-".join(filter(None, (s.name, s.variant))))
+SIZES = Sizes(tasks=2, classes=3, channels=70, height=13, width=11, mask_height=40, mask_width=31)
+
+
+@pytest.fixture(autouse=True)
+def _gpu_only(backend: str) -> None:
+    if backend != "cuda":
+        pytest.skip("needs --backend=cuda")
+
+
+def run(sample: Sample, args: tuple) -> list[torch.Tensor]:
+    result = sample.public(*args)
+    return [result.detach(), *torch.autograd.grad(result.sum(), [args[i] for i in sample.differentiable])]
+
+
+@every_sample
+def test_graph_capture_and_replay(sample: Sample) -> None:
+    args = sample.arguments(SIZES, torch.float32)
+    expected = sample.public(*args)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        sample.public(*args)  # the first call may load modules, which a capture forbids
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = sample.public(*args)
+    for _ in range(3):
+        captured.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(captured, expected)
+    args[0].mul_(2.0)
+    args[0][:, :, 0, 0] += 1
+    graph.replay()
+    assert torch.equal(captured, sample.public(*args))
+
+
+@every_sample
+def test_two_streams(sample: Sample) -> None:
+    """Work goes to the current stream, and two calls at once do not share scratch memory."""
+    args = [sample.arguments(SIZES, torch.float32, gradients=True) for _ in range(2)]
+    expected = [run(sample, a) for a in args]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    results = []
+    for _ in range(20):
+        for stream, a in zip(streams, args, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(run(sample, a))
+    torch.cuda.synchronize()
+    for i, result in enumerate(results):
+        assert all(torch.equal(x, y) for x, y in zip(result, expected[i % 2], strict=True))
+
+
+def test_no_synchronisation() -> None:
+    for sample in SAMPLES:
+        args = sample.arguments(SIZES, torch.float32, gradients=True)
+        run(sample, args)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run(sample, args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_ten_thousand_repeats_have_the_same_bits() -> None:
+    """The hand-over to the last block is ordered by fences, which the emulator cannot test."""
+    sample = next(s for s in SAMPLES if s.name == "inner_opt")
+    args = sample.arguments(Sizes(tasks=3, classes=3, channels=200, height=40, width=41), torch.float32, gradients=True)
+    expected = run(sample, args)
+    different = torch.zeros((), dtype=torch.bool)
+    for _ in range(10_000):
+        for x, y in zip(run(sample, args), expected, strict=True):
+            different |= (x != y).any()
+    assert not different
+
+
+def test_debug_mode_raises_for_wrong_labels() -> None:
+    target = torch.full((1, 3, 3), 7)
+    features, prototypes = torch.randn(1, 4, 3, 3), torch.randn(1, 2, 4)
+    assert fewseg_ext.inner_opt(features, prototypes, target).isnan().all()
+    fewseg_ext.set_debug(True)
+    try:
+        with pytest.raises(ValueError, match="target has the label 7"):
+            fewseg_ext.inner_opt(features, prototypes, target)
+    finally:
+        fewseg_ext.set_debug(False)
+
+
+def test_a_tensor_on_the_cpu_is_refused() -> None:
+    with pytest.raises(ValueError, match="prototypes is on cpu, but features is on cuda"):
+        fewseg_ext.cosine_logits(torch.randn(1, 4, 3, 3), torch.randn(1, 2, 4, device="cpu"))
