@@ -3,9 +3,10 @@
 // A warp runs until all its lanes wait or have finished, each lane until it waits itself. The forward order always goes
 // on with the first warp that can run, the reverse order with the last one: as unfair as can be, so that a thread that
 // relies on another one's work without waiting for it meets it undone in one of the two. The shuffled order takes any
-// warp and any order of lanes each time.
+// warp and any order of lanes each time, among a few blocks at once.
 #include "emulator.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <exception>
 #include <map>
@@ -346,7 +347,7 @@ void Scheduler::place_blocks(int64_t first, int64_t count) {
   ready_warps_.assign(warps_.size() / 64 + 1, 0);
   while (int64_t(memories_.size()) < count) memories_.push_back(std::make_unique<BlockMemory>());
   for (int64_t i = 0; i < count; ++i) {
-    const int64_t index = first + i;
+    const int64_t index = plan_.cooperative ? first + i : order_.block(first + i);
     blocks_[std::size_t(i)].index = {unsigned(index % plan_.grid_x), unsigned(index / plan_.grid_x % plan_.grid_y),
                                      unsigned(index / plan_.grid_x / plan_.grid_y)};
     memories_[std::size_t(i)]->start(plan_.shared_bytes);
@@ -364,8 +365,9 @@ void Scheduler::run_grid() {
     return;
   }
   order_.start_blocks(blocks);
-  for (int64_t i = 0; i < blocks && !failed(); ++i) {
-    place_blocks(order_.block(i), 1);
+  const int64_t at_once = order_.blocks_at_once();
+  for (int64_t i = 0; i < blocks && !failed(); i += at_once) {
+    place_blocks(i, std::min(at_once, blocks - i));
     run_placed_blocks();
   }
 }

@@ -30,7 +30,8 @@ class Order {
     random_ = seed && *seed ? std::strtoull(seed, nullptr, 10) : 1;
   }
 
-  // For launches whose blocks run one after another.
+  // For launches that are not cooperative: the blocks in their order, so many at once. Forward and backward they run
+  // one after another; shuffled, a block also meets others half done, for instance in what it counts for a last block.
   void start_blocks(int64_t count) {
     count_ = count;
     if (kind_ != Kind::kShuffled) return;
@@ -43,6 +44,8 @@ class Order {
     if (kind_ == Kind::kForward) return i;
     return kind_ == Kind::kReverse ? count_ - 1 - i : permutation_[std::size_t(i)];
   }
+
+  int64_t blocks_at_once() const { return kind_ == Kind::kShuffled ? 4 : 1; }
 
   // One of the warps of the set, -1 if it is empty.
   int64_t warp(const std::vector<uint64_t>& set) {

@@ -140,8 +140,14 @@ def test_second_launch_differs_where_a_counter_is_not_reset(program):
     assert "1 instead of 2" in result.stdout
 
 
+def test_count_too_early_is_noticed_where_blocks_interleave(program):
+    """Only the shuffled order runs several blocks at once; whether it shows is up to the seed."""
+    results = [run(program, "counted_too_early", order="shuffled", FEWSEG_EMULATOR_SEED=str(i)) for i in range(10)]
+    assert any("wrong: counted_too_early" in result.stdout for result in results)
+
+
 def test_every_case_is_tested(program):
-    others = ["counter_not_reset", "device", "read_off_by_one", "uninitialised"]
+    others = ["counted_too_early", "counter_not_reset", "device", "read_off_by_one", "uninitialised"]
     assert output(program).split() == sorted([*CORRECT, *REPORTED, *DISAGREE, *others])
 
 

@@ -186,9 +186,9 @@ __global__ void sum_by_last_block(const float* values, float* partials, unsigned
     *is_last = atomicAdd(finished, 1u) == gridDim.x - 1;
   }
   __syncthreads();
-  if (!*is_last || threadIdx.x != 0) return;
-  float total = 0;
-  for (unsigned block = 0; block < gridDim.x; ++block) total += __ldcg(partials + block);
+  if (!*is_last) return;
+  const float total = block_sum(threadIdx.x < gridDim.x ? __ldcg(partials + threadIdx.x) : 0.0f, per_warp);
+  if (threadIdx.x != 0) return;
   *sum = total;
   *finished = 0;
 }

@@ -96,6 +96,29 @@ CASE(block_order) {
   print(out);
 }
 
+// A block counts itself as finished before all its threads have written.
+__global__ void count_too_early(float* values, unsigned* finished, float* sum) {
+  SharedMemory shared;
+  int* is_last = shared.take<int>(1);
+  values[blockIdx.x * blockDim.x + threadIdx.x] = 1;
+  __threadfence();
+  // here __syncthreads() is missing
+  if (threadIdx.x == 0) *is_last = atomicAdd(finished, 1u) == gridDim.x - 1;
+  __syncthreads();
+  if (!*is_last || threadIdx.x != 0) return;
+  *sum = 0;
+  for (unsigned i = 0; i < gridDim.x * blockDim.x; ++i) *sum += values[i];
+  *finished = 0;
+}
+
+CASE(counted_too_early) {
+  std::vector<float> values(6 * 128);
+  unsigned finished = 0;
+  float sum = 0;
+  launch(count_too_early, plan(6, 128, shared_bytes<int>(1)), nullptr, values.data(), &finished, &sum);
+  expect_equal(sum, 6 * 128.0f, "sum by the last block");
+}
+
 __global__ void sum_uninitialised(float* out) {
   SharedMemory shared;
   float* array = shared.take<float>(blockDim.x);
