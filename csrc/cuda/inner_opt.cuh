@@ -47,9 +47,9 @@ __device__ void normalise(const A* prototypes, const DescentState<A>& state, int
       unit[k * C + c] = prototypes[k * C + c] * inverse;
       if (k > 0) difference[(k - 1) * C + c] = unit[k * C + c] - unit[c];
     }
+    // Whoever reads these goes through a block_sum first, whose barriers order it after this.
     if (threadIdx.x == 0) state.prototype_inverse_norm[task * state.classes + k] = inverse;
   }
-  __syncthreads();  // the inverse norms are read by all threads
 }
 
 // v -> u_k - u_0, at the prototypes that `normalise` saw.
@@ -294,7 +294,6 @@ __global__ void ascend_kernel(Features<S> f, DescentState<A> state, Descent<A> d
     }
   }
   if (!previous) return;
-  __syncthreads();  // all of v, and nobody reads the old unit vectors any more
   normalise(previous + task * task_stride, state, task, scratch);
   set_direction(v, state, task, scratch);
 }

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from samples import SAMPLES, Sample, Sizes
 
 import fewseg_ext
+from samples import SAMPLES, Sample, Sizes
 
 every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: "-".join(filter(None, (s.name, s.variant))))
 SIZES = Sizes(tasks=2, classes=3, channels=70, height=13, width=11, mask_height=40, mask_width=31)

@@ -20,7 +20,7 @@ using A = float;
 
 // Sizes around the tiles: 2 tasks, 3 classes, 37 channels, 7 x 9 pixels (2 tiles, the second not full), 20 x 17
 // targets.
-constexpr int64_t B = 2, K = 3, C = 37, H = 7, W = 9, N = H * W, h = 20, w = 17, T = 3, kTerms2 = 2 * (K - 1);
+constexpr int64_t B = 2, K = 3, C = 37, H = 7, W = 9, N = H * W, h = 20, w = 17, T = 9, kTerms2 = 2 * (K - 1);
 
 #ifdef FEWSEG_EMULATED
 void* allocate(size_t bytes) {
@@ -108,7 +108,7 @@ void run_layout() {
            int(K), static_cast<A*>(inverse_norm), static_cast<A*>(cosine));
   });
   twice("pool", sums, [&] {
-    launch(pool_kernel<kChannelsLast, 8, A, A>, plan_pool<A>(B, C, kChannelsLast, 8), stream, f,
+    launch(pool_kernel<kChannelsLast, 2, A, A>, plan_pool<A>(B, C, kChannelsLast, 2), stream, f,
            static_cast<A*>(weights), int(K), static_cast<A*>(sums));
   });
   twice("combine", out, [&] {
