@@ -61,7 +61,7 @@ def test_a_broken_library_is_an_import_error(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "fewseg_ext", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "fewseg_ext" / "libfewseg_ops.so").write_bytes(b"not a library")
     result = run_python("import fewseg_ext", PYTHONPATH=str(tmp_path))
-    assert "ImportError: fewseg_ext's native library does not load under torch" in result.stderr
+    assert "ImportError: fewseg_ext's native library libfewseg_ops.so does not load under torch" in result.stderr
 
 
 def test_info_tells_the_build() -> None:

@@ -13,6 +13,8 @@ namespace FEWSEG_ISA {
 // each file uses those before it.
 #include "vector.inl"
 
+#include "transpose.inl"
+
 #include "feature_planes.inl"
 
 #include "masked_avg_pool_kernel.inl"

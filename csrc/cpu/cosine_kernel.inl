@@ -183,7 +183,7 @@ static double loss_rows(const CrossEntropyRows<A>& target, int64_t first, int64_
     double row_loss = 0;
     for (int64_t x = 0; x < target.width; x += kBlock) {
       int32_t label[kBlock];
-      A top[kBlock], total[kBlock], at_label[kBlock] = {};
+      A top[kBlock] = {}, total[kBlock], at_label[kBlock] = {};
       labels_of(target, y, x, label);
       exponentials(target, y, x, label, scratch, top, total, at_label);
       logarithm(total);
@@ -206,7 +206,7 @@ static void residual_rows(const CrossEntropyRows<A>& target, int64_t first, int6
     for (int64_t x = 0; x < target.width; x += kBlock) {
       const int64_t count = least<int64_t>(kBlock, target.width - x);
       int32_t label[kBlock];
-      A top[kBlock], total[kBlock], at_label[kBlock], kept[kBlock], share[kBlock];
+      A top[kBlock] = {}, total[kBlock], at_label[kBlock] = {}, kept[kBlock], share[kBlock];
       labels_of(target, y, x, label);
       exponentials(target, y, x, label, scratch, top, total, at_label);
       for (int p = 0; p < kBlock; ++p) kept[p] = label[p] < 0 ? A(0) : factor;

@@ -8,21 +8,24 @@
 template <class S, class A>
 static inline void pack_block(const S* features, int64_t pixels, int64_t c, int64_t width, int64_t x, int64_t count,
                               S* block, A* squares) {
-  A run[kTile] = {};  // this block's own sum first: fewer roundings than adding 2,000 squares one by one
+  // This block's own sum first: fewer roundings than adding 2,000 squares one by one.
   if (width == kTile && count == kTile) {
+    Block<A> run = splat(A(0));
     for (int i = 0; i < kTile; ++i) {
-      const S* row = features + (c + i) * pixels + x;
-      for (int p = 0; p < kTile; ++p) block[p * kTile + i] = row[p];
-      for (int p = 0; p < kTile; ++p) run[p] += widen(row[p]) * widen(row[p]);
+      const Block<A> q = load(features + (c + i) * pixels + x);
+      multiply_add(run, q, q);
     }
-  } else {
-    for (int64_t i = 0; i < kTile; ++i)
-      for (int64_t p = 0; p < count; ++p) {
-        const S value = i < width ? features[(c + i) * pixels + x + p] : S{};
-        block[p * kTile + i] = value;
-        run[p] += widen(value) * widen(value);
-      }
+    store(squares, load(squares) + run);
+    transpose_block(features + c * pixels + x, pixels, block);
+    return;
   }
+  A run[kTile] = {};
+  for (int64_t i = 0; i < kTile; ++i)
+    for (int64_t p = 0; p < count; ++p) {
+      const S value = i < width ? features[(c + i) * pixels + x + p] : S{};
+      block[p * kTile + i] = value;
+      run[p] += widen(value) * widen(value);
+    }
   for (int p = 0; p < kTile; ++p) squares[p] += run[p];
 }
 

@@ -29,16 +29,20 @@ static inline Block<A> splat(A value) {
   return result;
 }
 
-static inline Block<float> load(const float* p) {
-  Block<float> result;
-  __builtin_memcpy(&result, p, sizeof(result));
+// Native by native: GCC copies a struct of several vectors through the stack.
+template <class A>
+static inline Block<A> load_natives(const A* p) {
+  Block<A> result;
+  FEWSEG_EACH_NATIVE
+  __builtin_memcpy(&result.part[i], p + i * Block<A>::kLanes, sizeof(result.part[i]));
   return result;
 }
 
+static inline Block<float> load(const float* p) {
+  return load_natives(p);
+}
 static inline Block<double> load(const double* p) {
-  Block<double> result;
-  __builtin_memcpy(&result, p, sizeof(result));
-  return result;
+  return load_natives(p);
 }
 
 static inline Block<float> load(const BFloat16* p) {
@@ -116,7 +120,8 @@ static inline Block<Accumulator<S>> load_part(const S* p, int count) {
 
 template <class A>
 static inline void store(A* p, const Block<A>& value) {
-  __builtin_memcpy(p, &value, sizeof(value));
+  FEWSEG_EACH_NATIVE
+  __builtin_memcpy(p + i * Block<A>::kLanes, &value.part[i], sizeof(value.part[i]));
 }
 
 static inline void store(BFloat16* p, const Block<float>& value) {
@@ -191,28 +196,29 @@ static inline A sum(const Block<A>& x) {
   return v[0];
 }
 
+// The bits of a native vector of float32, and back.
+typedef Block<float>::Native Floats;
+typedef std::uint32_t Bits __attribute__((vector_size(FEWSEG_VECTOR_BYTES)));
+typedef std::int32_t Integers __attribute__((vector_size(FEWSEG_VECTOR_BYTES)));
+
 // exp of sixteen numbers <= 0, in place. float32: 2^n times a polynomial on [-ln2/2, ln2/2], within 2 ulp; below -87
 // the result is about 1e-38 instead of a denormal. float64: the library's.
 static inline void exp_nonpositive(float* x) {
-  for (int i = 0; i < kBlock; ++i) {
-    const float v = x[i] > -87.0f ? x[i] : -87.0f;
-    const float shifted = v * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
-    const float n = shifted - 12582912.0f;
-    const float r = (v - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
+  Block<float> block = load(x);
+  for (Floats& v : block.part) {
+    const Floats clamped = v > -87.0f ? v : v * 0.0f - 87.0f;    // NaN stays NaN
+    const Floats shifted = clamped * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
+    const Floats n = shifted - 12582912.0f;
+    const Floats r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    std::uint32_t bits;
-    __builtin_memcpy(&bits, &shifted, 4);
-    bits = (bits + 127) << 23;  // 2^n: the low bits of `shifted` hold n
-    float power;
-    __builtin_memcpy(&power, &bits, 4);
-    x[i] = x[i] != x[i] ? x[i] : p * power;  // NaN stays NaN
+    v = p * Floats((Bits(shifted) + 127) << 23);  // 2^n: the low bits of `shifted` hold n
   }
+  store(x, block);
 }
 
 static inline void exp_nonpositive(double* x) {
@@ -221,18 +227,13 @@ static inline void exp_nonpositive(double* x) {
 
 // Natural logarithm of sixteen numbers >= 1, in place; float32 within 2 ulp of the larger of the result and 1.
 static inline void logarithm(float* x) {
-  for (int i = 0; i < kBlock; ++i) {
-    std::uint32_t bits;
-    __builtin_memcpy(&bits, &x[i], 4);
-    // x = m 2^n with sqrt(1/2) <= m < sqrt(2)
-    const std::uint32_t shifted = bits - 0x3F3504F3;
-    const float n = float(std::int32_t(shifted) >> 23);
-    bits = (shifted & 0x007FFFFF) + 0x3F3504F3;
-    float m;
-    __builtin_memcpy(&m, &bits, 4);
-    const float f = m - 1.0f, square = f * f;
-    float p = 7.0376836292e-2f;
-    p = p * f - 1.1514610310e-1f;
+  Block<float> block = load(x);
+  for (Floats& v : block.part) {
+    // v = m 2^n with sqrt(1/2) <= m < sqrt(2)
+    const Bits shifted = Bits(v) - 0x3F3504F3;
+    const Floats n = __builtin_convertvector(Integers(shifted) >> 23, Floats);
+    const Floats f = Floats((shifted & 0x007FFFFF) + 0x3F3504F3) - 1.0f, square = f * f;
+    Floats p = f * 7.0376836292e-2f - 1.1514610310e-1f;
     p = p * f + 1.1676998740e-1f;
     p = p * f - 1.2420140846e-1f;
     p = p * f + 1.4249322787e-1f;
@@ -240,9 +241,10 @@ static inline void logarithm(float* x) {
     p = p * f + 2.0000714765e-1f;
     p = p * f - 2.4999993993e-1f;
     p = p * f + 3.3333331174e-1f;
-    p = p * f * square - 0.5f * square + n * -2.12194440e-4f;
-    x[i] = x[i] != x[i] ? x[i] : p + f + n * 0.693359375f;
+    p = p * f * square - 0.5f * square - n * 2.12194440e-4f;
+    v = v != v ? v : p + f + n * 0.693359375f;
   }
+  store(x, block);
 }
 
 static inline void logarithm(double* x) {
