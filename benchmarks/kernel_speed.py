@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 import fewseg_ext
 from baselines import EAGER, NAIVE
-from measure import environment, extra_peak_mib, time_ms, write_json
+from measure import environment, extra_peak_mib, extra_peak_mib_cuda, time_ms, write_json
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -39,6 +39,7 @@ class Case:
     grid: int = 53
     image: int = 417
     dtype: str = "float32"
+    device: str = "cpu"
 
     @property
     def name(self) -> str:
@@ -46,6 +47,11 @@ class Case:
         return f"{what} B={self.tasks} K={self.classes} C={self.channels} {self.grid}x{self.grid} {self.dtype}"
 
     def inputs(self) -> tuple[Tensor, ...]:
+        # Everything is made on the device; the seed makes it the same in every process.
+        with torch.device(self.device):
+            return self._inputs()
+
+    def _inputs(self) -> tuple[Tensor, ...]:
         torch.manual_seed(0)
         features = torch.randn(self.tasks, self.channels, self.grid, self.grid).to(getattr(torch, self.dtype))
         if self.op == "masked_avg_pool":
@@ -62,18 +68,16 @@ class Case:
         return self.tasks * self.channels * self.grid**2 * size / 2**20
 
 
-def cases(quick: bool) -> list[Case]:
+def cases(quick: bool, device: str) -> list[Case]:
     main = [Case(op, backward) for op in EAGER for backward in (False, True)]
-    if quick:
-        return main
-    return [
-        *main,
+    more = [
         *(Case(op, backward, channels=512) for op in EAGER for backward in (False, True)),
         *(Case(op, False, tasks=8) for op in EAGER),
         *(Case(op, backward, classes=6) for op in ("cosine_cross_entropy", "inner_opt") for backward in (False, True)),
         *(Case(op, backward, channels=320, grid=41, image=321) for op in EAGER for backward in (False, True)),
         *(Case(op, False, dtype="bfloat16") for op in EAGER),
     ]
+    return [replace(case, device=device) for case in (main if quick else main + more)]
 
 
 def runner(call: Callable[..., Tensor], args: tuple[Tensor, ...], backward: bool) -> Callable[[], Any]:
@@ -117,21 +121,27 @@ def memory_in_fresh_process(case: Case) -> float:
 
 
 def print_memory(case: Case) -> None:
-    small = Case(case.op, case.backward, channels=16, grid=5, image=9, dtype=case.dtype)
+    small = replace(case, tasks=1, classes=2, channels=16, grid=5, image=9)
+    measure_extra = extra_peak_mib_cuda if case.device == "cuda" else extra_peak_mib
     run = runner(getattr(fewseg_ext, case.op), small.inputs(), case.backward)
     run()  # what is loaded once is not the call's
     args = case.inputs()
     call = getattr(fewseg_ext, case.op)
     if not case.backward:
-        extra = extra_peak_mib(lambda: call(*args))
+        extra = measure_extra(lambda: call(*args))
     else:
         leaves = [x for x in args if x.requires_grad]
-        extra = extra_peak_mib(lambda: torch.autograd.grad(call(*args).sum(), leaves)) - case.features_mib()
+        extra = measure_extra(lambda: torch.autograd.grad(call(*args).sum(), leaves)) - case.features_mib()
     print(extra)
 
 
-def call_overhead() -> dict[str, float]:
+def call_overhead(device: str) -> dict[str, float]:
     """Forward and backward of a call with next to no arithmetic, beside x.clone()'s, in microseconds."""
+    with torch.device(device):
+        return _call_overhead()
+
+
+def _call_overhead() -> dict[str, float]:
     x = torch.randn(1, 4, 2, 2, requires_grad=True)
     masks, target = torch.ones(1, 2, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long)
     prototypes = torch.randn(1, 2, 4, requires_grad=True)
@@ -194,7 +204,8 @@ def draw_chart(result: dict[str, Any], path: Path) -> None:
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("times as long as fewseg_ext (logarithmic)")
     facts = result["environment"]
-    axes.set_title(f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}", fontsize=9)
+    where = facts["device"] if facts["device"] != "cpu" else f"{facts['processor']}, {facts['threads']} threads"
+    axes.set_title(f"{where}, torch {facts['torch']}", fontsize=9)
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles, labels, loc="lower right", fontsize=8)
     figure.savefig(path, dpi=120)
@@ -205,8 +216,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the main shape only, without torch.compile of backwards")
     parser.add_argument("--op", choices=list(EAGER), action="append", help="only this operator (may be repeated)")
     parser.add_argument("--threads", type=int, help="number of threads (default: torch's)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--no-compiled", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results/kernel_speed.json)")
+    parser.add_argument(
+        "--out", type=Path, help="where the JSON goes (default: benchmarks/results/kernel_speed_DEVICE[_quick].json)"
+    )
     parser.add_argument("--chart", type=Path, metavar="JSON", help="only draw the chart of this result")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -221,7 +235,7 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     console = Console()
     rows = []
-    for case in cases(options.quick):
+    for case in cases(options.quick, options.device):
         if options.op and case.op not in options.op:
             continue
         # Compiling a backward takes minutes and gains nothing over eager (see NOTES.md).
@@ -231,14 +245,15 @@ def main() -> None:
         with console.status(case.name):
             rows.append(measure(case, compiled))
         console.print(f"{case.name}: {rows[-1]['ms']['ours']['p50']:.2f} ms")
-    overhead = call_overhead()
+    overhead = call_overhead(options.device)
     console.print(table_of(rows))
     console.print(
         "Forward+backward of a tiny call, microseconds: "
         + ", ".join(f"{name} {us:.0f} ({us / overhead['x.clone()']:.1f}x)" for name, us in overhead.items())
     )
     result = {"environment": environment(), "cache": "warm", "cases": rows, "call_overhead_us": overhead}
-    out = options.out or RESULTS / ("kernel_speed_quick.json" if options.quick else "kernel_speed.json")
+    name = f"kernel_speed_{options.device}{'_quick' if options.quick else ''}.json"
+    out = options.out or RESULTS / name
     write_json(out, result)
     draw_chart(result, out.with_suffix(".png"))
     console.print(f"written: {out} and {out.with_suffix('.png').name}")

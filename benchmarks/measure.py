@@ -15,8 +15,17 @@ import torch
 def time_ms(call: Callable[[], Any], budget_s: float = 0.6, most: int = 60) -> dict[str, float]:
     """Runs ``call`` repeatedly and returns {p20, p50, p80} in milliseconds; the first call is not counted.
 
-    Warm caches: the calls follow one another on the same inputs. A call of more than a second is measured twice.
+    Warm caches: the calls follow one another on the same inputs. A call of more than a second is measured twice. On a
+    GPU a time is from an idle device to an idle device, so it includes the launches.
     """
+    if torch.cuda.is_available():
+        on_gpu = call
+
+        def call() -> None:
+            on_gpu()
+            torch.cuda.synchronize()
+
+        torch.cuda.synchronize()
     start = time.perf_counter()
     call()
     first = time.perf_counter() - start
@@ -52,6 +61,18 @@ def extra_peak_mib(call: Callable[[], Any]) -> float:
     peak = _status_mib("VmHWM")
     del kept
     return peak - before
+
+
+def extra_peak_mib_cuda(call: Callable[[], Any]) -> float:
+    """The same for a GPU, by torch's allocator, which the kernels' scratch goes through."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = call()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    del kept
+    return (peak - before) / 2**20
 
 
 def processor() -> str:

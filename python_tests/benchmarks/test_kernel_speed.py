@@ -33,7 +33,7 @@ def test_measures_prints_and_draws(tmp_path: Path) -> None:
     rows = [measure(Case(op, backward, **SMALL), compiled=False) for op in EAGER for backward in (False, True)]
     assert all({"ours", "eager", "naive", "read sweep"} <= row["ms"].keys() for row in rows)
     assert table_of(rows).row_count == len(rows)
-    facts = {"processor": "a processor", "threads": 1, "torch": torch.__version__}
+    facts = {"processor": "a processor", "threads": 1, "torch": torch.__version__, "device": "cpu"}
     draw_chart({"environment": facts, "cases": rows}, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
 
