@@ -1,0 +1,318 @@
+"""BiOpt, bi-level optimisation of query prototypes, and the prototype baseline that it is compared with.
+
+Shapes: B tasks, N ways, K = N + 1 classes (0 = background), S shots, C channels, H x W features, h x w images and
+masks. Equation numbers are those of the BiOpt paper.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewseg_ext import ops
+from fewseg_ext.models.backbones import build_backbone
+from fewseg_ext.models.prototypes import (
+    check_labels,
+    cosine_logits,
+    label_masks,
+    query_prototypes,
+    support_prototypes,
+    task_cross_entropy,
+    unit_norm,
+    upsample,
+)
+
+
+@dataclass
+class SupportState:
+    """What a model keeps of a support set: encode it once, segment any number of queries."""
+
+    prototypes: Tensor
+    """P_s [B,K,C]."""
+
+    def repeat(self, queries: int) -> "SupportState":
+        """The state of ``queries`` queries per task, task by task: [B * queries, K, C]."""
+        return SupportState(self.prototypes.repeat_interleave(queries, dim=0))
+
+
+@dataclass
+class QueryState:
+    """What a model keeps of its queries."""
+
+    features: Tensor
+    """[B,C,H,W]."""
+    size: tuple[int, int]
+    """(h, w) of the images, the default size of the logits."""
+
+
+@dataclass
+class SegmentationOutput:
+    """What ``forward`` and ``predict`` return."""
+
+    logits: Tensor
+    """[B,K,h,w], float32 or float64."""
+    loss: Tensor | None
+    """Sum of ``losses``, a scalar; None without query masks."""
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    """The terms of the loss by name, scalars; empty without query masks."""
+    prototypes: Tensor | None = None
+    """[B,K,C], those that gave the logits."""
+
+
+class PrototypeModel(nn.Module):
+    """Encode, pool prototypes, compare: the stages that prototype models share. Subclasses give the prototypes."""
+
+    def __init__(self, backbone: str | nn.Module, weights: str | None, scale: float, resize: str) -> None:
+        super().__init__()
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"scale: expected a positive number, got {scale}")
+        if resize not in ("features", "masks"):
+            raise ValueError(f'resize: expected "features" or "masks", got {resize!r}')
+        self.config: dict[str, Any] = {"name": type(self).__name__, "scale": scale, "resize": resize}
+        if isinstance(backbone, nn.Module):
+            if weights is not None:
+                raise ValueError("weights: goes with a backbone's name; a module brings its own")
+            self.backbone = backbone
+            self.config.update(backbone=None, weights=None)
+        else:
+            self.backbone = build_backbone(backbone, weights)
+            self.config.update(backbone=backbone, weights=None if weights is None else str(weights))
+        channels = getattr(self.backbone, "out_channels", None)
+        if not isinstance(channels, int):
+            raise ValueError(f"backbone: {type(self.backbone).__name__} needs an int attribute out_channels")
+        self.channels = channels
+        self.scale = scale
+        self.resize = resize
+
+    def encode_support(self, images: Tensor, masks: Tensor) -> SupportState:
+        """Encode a support set.
+
+        Args:
+            images: [B,N,S,3,h,w], floating, normalised as the backbone expects.
+            masks: [B,N,S,h',w'], label maps (0 background, n = way n, 255 ignore), or bool for one way.
+
+        Raises:
+            ValueError: shapes that do not fit, or labels that are not the episode's.
+            TypeError: floating masks.
+        """
+        if images.dim() != 6:
+            raise ValueError(f"support_images: expected [B,N,S,3,h,w], got {list(images.shape)}")
+        features = self.backbone(images.flatten(0, 2))
+        return self.pool_support(features.unflatten(0, images.shape[:3]), masks)
+
+    def pool_support(self, features: Tensor, masks: Tensor) -> SupportState:
+        """The second half of :meth:`encode_support`, for features that were computed before: [B,N,S,C,H,W]."""
+        if masks.dim() != 5 or masks.shape[:3] != features.shape[:3]:
+            raise ValueError(
+                f"support_masks: expected [B,N,S,h,w] with B,N,S = {list(features.shape[:3])}, got {list(masks.shape)}"
+            )
+        ways = masks.shape[1]
+        check_labels(masks, ways, "support_masks")
+        with torch.autocast(features.device.type, enabled=False):
+            per_class = label_masks(masks, ways).flatten(1, 2)
+            return SupportState(support_prototypes(features.flatten(1, 2), per_class, self.resize))
+
+    def encode_query(self, images: Tensor) -> QueryState:
+        """Encode queries [B,3,h,w], one per task."""
+        if images.dim() != 4:
+            raise ValueError(f"query_images: expected [B,3,h,w], got {list(images.shape)}")
+        return QueryState(self.backbone(images), (images.shape[-2], images.shape[-1]))
+
+    def predict(
+        self,
+        state: SupportState,
+        query: QueryState,
+        steps: int | None = None,
+        size: tuple[int, int] | None = None,
+        query_masks: Tensor | None = None,
+    ) -> SegmentationOutput:
+        """Segment encoded queries: everything but the backbone, so that a slider over ``steps`` is cheap.
+
+        Args:
+            state: of B tasks.
+            query: of the same B tasks.
+            steps: inner steps instead of the model's own; a model without an inner loop ignores it.
+            size: (h, w) of the logits; by default that of the query masks, or of the query images.
+            query_masks: [B,h,w] label maps, or bool for one way; with them the output has a loss.
+        """
+        features, count = query.features, state.prototypes.shape[0]
+        if features.shape[0] != count:
+            raise ValueError(
+                f"{count} support states for {features.shape[0]} queries: one query per task; "
+                f"for several queries of an episode repeat the state (SupportState.repeat)"
+            )
+        # Cosines, inner loop and loss stay in float32 under autocast; the backbone has run in its dtype by now.
+        with torch.autocast(features.device.type, enabled=False):
+            stages = self._prototype_stages(state.prototypes, features, steps)
+            scores = {name: cosine_logits(features, p, self.scale) for name, p in stages.items()}
+            final, losses = list(scores)[-1], {}
+            if query_masks is not None:
+                losses = self._losses(scores, query_masks)
+                size = size or (query_masks.shape[-2], query_masks.shape[-1])
+            logits = upsample(scores[final], size or query.size)
+        loss = torch.stack(list(losses.values())).sum() if losses else None
+        return SegmentationOutput(logits, loss, losses, stages[final])
+
+    def forward(
+        self,
+        support_images: Tensor,
+        support_masks: Tensor,
+        query_images: Tensor,
+        query_masks: Tensor | None = None,
+    ) -> SegmentationOutput:
+        """Segment one query per task.
+
+        Args:
+            support_images: [B,N,S,3,h,w], floating, normalised as the backbone expects.
+            support_masks: [B,N,S,h,w], label maps: 0 background, n = way n (1..N), 255 ignore; or bool for N = 1.
+            query_images: [B,3,h,w].
+            query_masks: [B,h,w], label maps; needed for the loss only.
+
+        Returns:
+            Logits of the masks' size (the images' without masks), loss, its terms, and the final prototypes.
+
+        Raises:
+            ValueError, TypeError: shapes, dtypes or labels that are not an episode's.
+        """
+        state = self.encode_support(support_images, support_masks)
+        return self.predict(state, self.encode_query(query_images), query_masks=query_masks)
+
+    def _prototype_stages(self, support: Tensor, features: Tensor, steps: int | None) -> dict[str, Tensor]:
+        """The prototypes that enter the loss, by name; the last ones give the prediction."""
+        raise NotImplementedError
+
+    def _losses(self, scores: dict[str, Tensor], masks: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of every stage: mean over each task's pixels, then over tasks, whatever the batch is split."""
+        first = next(iter(scores.values()))
+        tasks, classes = first.shape[:2]
+        if masks.dim() != 3 or masks.shape[0] != tasks:
+            raise ValueError(f"query_masks: expected [B,h,w] with B = {tasks}, got {list(masks.shape)}")
+        check_labels(masks, classes - 1, "query_masks")
+        target, size = masks.long(), (masks.shape[-2], masks.shape[-1])
+        return {
+            name: task_cross_entropy(upsample(logits, size), target).sum() / max(tasks, 1)
+            for name, logits in scores.items()
+        }
+
+
+class PrototypeBaseline(PrototypeModel):
+    """The papers' baseline: support prototypes by masked average pooling, cosine to the query, nothing else.
+
+    Args:
+        backbone: a name for :func:`~fewseg_ext.models.build_backbone`, or a module [B,3,h,w] -> [B,C,H,W] with an int
+            attribute ``out_channels``.
+        weights: for a backbone given by name: None, a torchvision weights name, or a path.
+        scale: alpha, the factor of the cosine in the softmax.
+        resize: "features" pools as if the features were upsampled to the mask, "masks" downsamples the mask.
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet50",
+        weights: str | None = None,
+        scale: float = 20.0,
+        resize: str = "features",
+    ) -> None:
+        super().__init__(backbone, weights, scale, resize)
+
+    def _prototype_stages(self, support: Tensor, features: Tensor, steps: int | None) -> dict[str, Tensor]:
+        return {"support": support}
+
+
+class BiOpt(PrototypeModel):
+    """Bi-level optimisation: prototypes fitted to the query itself by gradient descent, differentiably.
+
+    Per task: support prototypes P_s; temporary labels M' = argmax cos(Q, P_s); the query pooled under them, P';
+    omega = sigmoid(FC(cat(P_s, P'))), P^0 = omega P_s + (1 - omega) P' (Eq. 5); the target M_q = argmax cos(Q, P^0)
+    (Eq. 6), constant for the gradient; ``inner_steps`` steps of gradient descent on the cross-entropy of the query
+    against M_q (Eq. 7). The loss is the sum of the cross-entropies of P_s, P^0 and the final prototypes against the
+    truth (Eq. 8), on logits upsampled to the mask; its terms are named "support", "init" and "final".
+
+    Args:
+        backbone: a name for :func:`~fewseg_ext.models.build_backbone`, or a module [B,3,h,w] -> [B,C,H,W] with an int
+            attribute ``out_channels``.
+        weights: for a backbone given by name: None, a torchvision weights name, or a path.
+        init: "module" as above; "support" is the paper's InOpt-dagger: start at P_s with target M', and no "init" term.
+        inner_steps: T >= 0; with 0 the final prototypes are the initial ones, and their loss counts twice.
+        inner_lr: learning rate of the inner loop.
+        inner_reduction: "mean" or "sum" of the inner loss over the query's pixels.
+        normalize_prototypes: start the inner loop at prototypes of length 1. A step moves a prototype by about
+            lr * scale * error / |P|: with the mean loss and raw prototypes of length 30 ten steps do nothing, with the
+            sum loss and length 1 they diverge.
+        second_order: differentiate through the inner gradients; False takes them as constants.
+        scale: alpha, the factor of the cosine in the softmax.
+        resize: "features" pools as if the features were upsampled to the mask, "masks" downsamples the mask.
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet50",
+        weights: str | None = None,
+        init: str = "module",
+        inner_steps: int = 10,
+        inner_lr: float = 0.1,
+        inner_reduction: str = "mean",
+        normalize_prototypes: bool = True,
+        second_order: bool = True,
+        scale: float = 20.0,
+        resize: str = "features",
+    ) -> None:
+        super().__init__(backbone, weights, scale, resize)
+        if init not in ("module", "support"):
+            raise ValueError(f'init: expected "module" or "support", got {init!r}')
+        if inner_steps < 0:
+            raise ValueError(f"inner_steps: expected 0 or more, got {inner_steps}")
+        if not math.isfinite(inner_lr):
+            raise ValueError(f"inner_lr: expected a finite number, got {inner_lr}")
+        if inner_reduction not in ("mean", "sum"):
+            raise ValueError(f'inner_reduction: expected "mean" or "sum", got {inner_reduction!r}')
+        self.init = init
+        self.inner_steps = inner_steps
+        self.inner_lr = inner_lr
+        self.inner_reduction = inner_reduction
+        self.normalize_prototypes = normalize_prototypes
+        self.second_order = second_order
+        self.config.update(
+            init=init,
+            inner_steps=inner_steps,
+            inner_lr=inner_lr,
+            inner_reduction=inner_reduction,
+            normalize_prototypes=normalize_prototypes,
+            second_order=second_order,
+        )
+        if init == "module":
+            self.weight_generator = nn.Linear(2 * self.channels, self.channels)
+            # omega starts at 1/2 everywhere: the plain mean of P_s and P'.
+            nn.init.zeros_(self.weight_generator.weight)
+            nn.init.zeros_(self.weight_generator.bias)
+
+    def initial_prototypes(self, support: Tensor, features: Tensor) -> Tensor:
+        """P^0 of Eq. 5 from P_s [B,K,C] and the query's features [B,C,H,W]."""
+        temporary = query_prototypes(features, self._segment(features, support), support, self.resize)
+        both = torch.cat([support, temporary], dim=-1)
+        omega = torch.sigmoid(self.weight_generator(both.to(self.weight_generator.weight.dtype)))
+        return omega * support + (1 - omega) * temporary
+
+    def _prototype_stages(self, support: Tensor, features: Tensor, steps: int | None) -> dict[str, Tensor]:
+        stages = {"support": support}
+        start = support
+        if self.init == "module":
+            start = stages["init"] = self.initial_prototypes(support, features)
+        stages["final"] = ops.inner_opt(
+            features,
+            unit_norm(start) if self.normalize_prototypes else start,
+            self._segment(features, start),
+            steps=self.inner_steps if steps is None else steps,
+            lr=self.inner_lr,
+            scale=self.scale,
+            reduction=self.inner_reduction,
+            second_order=self.second_order,
+        )
+        return stages
+
+    def _segment(self, features: Tensor, prototypes: Tensor) -> Tensor:
+        """The most similar class of every feature, [B,H,W]: a label, so a constant for the gradient."""
+        with torch.no_grad():
+            return cosine_logits(features, prototypes, self.scale).argmax(1)
