@@ -102,13 +102,11 @@ def _object_colors(rng: np.random.Generator) -> tuple[Color, Color]:
     return (bright, dark) if rng.uniform() < 0.5 else (dark, bright)
 
 
-def _background_colors(rng: np.random.Generator) -> tuple[Color, Color]:
-    """Two related colours, mostly quiet ones; one region in five is as vivid as an object."""
-    if rng.uniform() < 0.2:
-        return _object_colors(rng)
-    hue, saturation, value = rng.uniform(), rng.uniform(0.05, 0.5), rng.uniform(0.35, 0.9)
-    step = rng.choice([-1, 1]) * rng.uniform(0.1, 0.3)
-    return (hue, saturation, value), (hue + rng.normal(0, 0.06), saturation + rng.normal(0, 0.1), value + step)
+def _background_colors(scene_hue: float, vivid: bool, rng: np.random.Generator) -> tuple[Color, Color]:
+    """Two related colours near the hue of the scene. Some scenes are as vivid as objects: colour alone is no clue."""
+    hue, saturation = scene_hue + rng.normal(0, 0.05), rng.uniform(0.5, 0.9) if vivid else rng.uniform(0.1, 0.55)
+    value, step = rng.uniform(0.4, 0.9), rng.choice([-1, 1]) * rng.uniform(0.15, 0.35)
+    return (hue, saturation, value), (hue + rng.normal(0, 0.08), saturation + rng.normal(0, 0.1), value + step)
 
 
 def _rgb(color: Color) -> Array:
@@ -136,7 +134,7 @@ def _bend(rng: np.random.Generator, strength: float) -> Callable[[Array, Array],
 
 def _drifted(colors: tuple[Color, Color], drift: float, rng: np.random.Generator) -> tuple[Color, Color]:
     """Both colours of an object moved together, as another specimen or another light would."""
-    hue, saturation, value = rng.normal(0, 0.07 * drift), rng.normal(0, 0.15 * drift), rng.normal(0, 0.12 * drift)
+    hue, saturation, value = rng.normal(0, 0.09 * drift), rng.normal(0, 0.17 * drift), rng.normal(0, 0.13 * drift)
     return tuple((h + hue, s + saturation, np.clip(v + value, 0.1, 1)) for h, s, v in colors)
 
 
@@ -150,19 +148,18 @@ class _Canvas:
         self.image: Array = np.zeros((size, size, 3), np.float32)
 
     def draw_background(self, rng: np.random.Generator) -> None:
-        """Regions around random centres with bent borders, each of its own texture and muted colours."""
+        """A few regions with bent borders, each of its own texture, in colours that go with the scene."""
         x, y = _bend(rng, 0.08)(self.x * 3, self.y * 3)
-        regions = int(rng.integers(3, 7))
-        centres = rng.uniform(0, 3, (regions, 2))
-        owner = np.argmin([np.hypot(x - a, y - b) for a, b in centres], axis=0)
-        textures = sorted(TEXTURES)
+        regions = int(rng.integers(2, 5))
+        owner = np.argmin([np.hypot(x - a, y - b) for a, b in rng.uniform(0, 3, (regions, 2))], axis=0)
+        scene_hue, vivid, textures = rng.uniform(), rng.uniform() < 0.4, sorted(TEXTURES)
         for region in range(regions):
             angle, frequency = rng.uniform(0, TURN), rng.uniform(0.8, 3.5)
             inside = owner == region
             u = frequency * (np.cos(angle) * x[inside] + np.sin(angle) * y[inside])
             v = frequency * (np.cos(angle) * y[inside] - np.sin(angle) * x[inside])
-            texture = textures[rng.integers(len(textures))]
-            self.image[inside] = _paint(texture, u, v, rng.uniform(), _background_colors(rng))
+            texture, colors = textures[rng.integers(len(textures))], _background_colors(scene_hue, vivid, rng)
+            self.image[inside] = _paint(texture, u, v, rng.uniform(), colors)
 
     def draw_object(
         self, kind: ObjectClass, centre: NDArray[np.float64], radius: float, drift: float, rng: np.random.Generator
@@ -171,32 +168,36 @@ class _Canvas:
         angle, mirror = rng.normal(0, 0.6), rng.choice([-1, 1])
         aspect = np.exp(rng.normal(0, 0.12))
         bend = _bend(rng, 0.07)
+        # Nothing of the object or its shadow lies outside this window.
+        first, last = (np.clip((centre + side * 2 * radius) * self.size, 0, self.size).astype(int) for side in (-1, 1))
+        window = np.s_[first[1] : last[1], first[0] : last[0]]
+        x, y = (self.x[window] - centre[0]) / radius, (self.y[window] - centre[1]) / radius
 
         def level(x: Array, y: Array) -> tuple[Array, Array, Array]:
-            x, y = (x - centre[0]) / radius, (y - centre[1]) / radius
             u = mirror * aspect * (np.cos(angle) * x + np.sin(angle) * y)
             v = (np.cos(angle) * y - np.sin(angle) * x) / aspect
             u, v = bend(u.astype(np.float32), v.astype(np.float32))
             return SHAPES[kind.shape](u, v, kind.trait), u, v
 
-        shadow, _, _ = level(self.x - 0.02, self.y - 0.03)
-        self.image *= 1 - 0.45 * np.clip(0.5 - shadow / 0.25, 0, 1)[..., None]
+        shadow, _, _ = level(x - 0.1, y - 0.13)
+        self.image[window] *= 1 - 0.45 * np.clip(0.5 - shadow / 0.25, 0, 1)[..., None]
 
-        inside, u, v = level(self.x, self.y)
-        turn, frequency = rng.normal(0, 0.5 * drift), kind.frequency * np.exp(rng.normal(0, 0.25 * drift))
+        inside, u, v = level(x, y)
+        turn, frequency = rng.normal(0, 0.5 * drift), kind.frequency * np.exp(rng.normal(0, 0.3 * drift))
         texture_x = frequency * (np.cos(turn) * u + np.sin(turn) * v)
         texture_y = frequency * (np.cos(turn) * v - np.sin(turn) * u)
         paint = _paint(kind.texture, texture_x, texture_y, rng.uniform(), _drifted(kind.colors, drift, rng))
         # A rounded look: darker towards the edge, lighter towards the light at the upper left.
-        paint *= (0.72 + 0.28 * np.clip(-inside / 0.22, 0, 1) - 0.1 * (u + v) / 2)[..., None]
-        coverage = np.clip(0.5 - inside * radius * self.size, 0, 1)
-        self.image += coverage[..., None] * (paint - self.image)
+        paint *= (0.72 + 0.28 * np.clip(-inside / 0.22, 0, 1) - 0.05 * (x + y))[..., None]
+        coverage = np.zeros_like(self.x)
+        coverage[window] = np.clip(0.5 - inside * radius * self.size, 0, 1)
+        self.image[window] += coverage[window][..., None] * (paint - self.image[window])
         return coverage
 
     def light(self, drift: float, rng: np.random.Generator) -> None:
         """The light of the whole picture: strength, tint, gradient; and the grain of a sensor."""
         gain = np.exp(0.1 + rng.normal(0, 0.15 * drift))
-        tint = np.exp(rng.normal(0, 0.09 * drift, 3)).astype(np.float32)
+        tint = np.exp(rng.normal(0, 0.12 * drift, 3)).astype(np.float32)
         slope = rng.normal(0, 0.3 * drift, 2)
         gradient = 1 + slope[0] * (self.x - 0.5) + slope[1] * (self.y - 0.5)
         self.image = self.image * (gain * tint) * np.clip(gradient, 0.4, 1.6)[..., None]
@@ -220,16 +221,16 @@ def draw_picture(
     while True:
         canvas = _Canvas(config.size)
         canvas.draw_background(rng)
-        distractors = int(rng.integers(2, 5)) if others else 0
+        distractors = int(rng.integers(1, 4)) if others else 0
         position = int(rng.integers(max(distractors - 1, 0), distractors + 1))  # at most one object in front
         mask = full = np.zeros_like(canvas.x)
         for index in range(distractors + 1):
             if index == position:
-                centre, radius = rng.uniform(0.28, 0.72, 2), rng.uniform(0.17, 0.32)
+                centre, radius = rng.uniform(0.28, 0.72, 2), rng.uniform(0.2, 0.36)
                 mask = full = canvas.draw_object(kind, centre, radius, config.appearance_drift, rng)
             else:
                 other = others[rng.integers(len(others))]
-                centre, radius = rng.uniform(0.05, 0.95, 2), rng.uniform(0.1, 0.22)
+                centre, radius = rng.uniform(0.05, 0.95, 2), rng.uniform(0.1, 0.2)
                 mask = mask * (1 - canvas.draw_object(other, centre, radius, config.appearance_drift, rng))
         canvas.light(config.appearance_drift, rng)
         # Too small or mostly hidden: nobody could say what the picture shows.
