@@ -125,9 +125,7 @@ def build_backbone(name: str, weights: str | os.PathLike[str] | None = None) -> 
         return module
     if name in BACKBONES:
         return _torchvision_backbone(name, weights)
-    nearest = difflib.get_close_matches(name, BACKBONES, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"backbone: {name!r} is unknown, expected one of {', '.join(BACKBONES)}{hint}")
+    return _timm_backbone(name, weights)
 
 
 def _torchvision_backbone(name: str, weights: str | os.PathLike[str] | None) -> nn.Module:
@@ -185,6 +183,71 @@ def _dilate_vgg16(features: nn.Sequential) -> nn.Sequential:
             layer.padding = layer.dilation = (2, 2)
     # Without the fifth pool and the ReLU before it.
     return features[: pools[4] - 1]
+
+
+class TimmBackbone(nn.Module):
+    """One feature map of a timm model."""
+
+    def __init__(self, model: nn.Module, index: int, channels_last: bool, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.model = model
+        self.index = index
+        self.channels_last = channels_last
+        self.out_channels = out_channels
+        self.stride = stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.model(images)[self.index]
+        return features.permute(0, 3, 1, 2) if self.channels_last else features
+
+
+def _timm_backbone(name: str, weights: str | os.PathLike[str] | None) -> nn.Module:
+    plain = name.removeprefix("timm:")
+    nearest = difflib.get_close_matches(plain, BACKBONES, n=1)
+    hint = f"expected one of {', '.join(BACKBONES)}" + (f" (did you mean {nearest[0]!r}?)" if nearest else "")
+    try:
+        import timm
+    except ImportError as error:
+        if plain != name:
+            raise ImportError(f"backbone {name!r} needs timm: pip install timm") from error
+        raise ValueError(f"backbone: {name!r} is unknown, {hint}, or a name of timm, which is not installed") from error
+    if not timm.is_model(plain):
+        raise ValueError(f"backbone: {name!r} is unknown, {hint}, or a name from timm.list_models()")
+
+    options: dict[str, Any] = {"features_only": True, "pretrained": weights is not None}
+    if weights is not None and _is_path(weights):
+        # timm loads the layers that a feature extractor keeps and does not mind the rest; the whole model minds.
+        full = timm.create_model(plain, num_classes=0)
+        heads = full.pretrained_cfg.get("classifier") or ()
+        load_weights(
+            full, read_weights(weights), tuple(f"{h}." for h in ([heads] if isinstance(heads, str) else heads))
+        )
+        options["pretrained_cfg_overlay"] = {"file": os.fspath(weights)}
+    elif weights is not None and weights != "pretrained":
+        raise ValueError(f'weights: {weights!r} is neither a .pth, .pt or .safetensors file nor "pretrained"')
+    model = _timm_features(timm, plain, options)
+    reductions, channels = model.feature_info.reduction(), model.feature_info.channels()
+    usable = [i for i, reduction in enumerate(reductions) if reduction <= 16]
+    if not usable:
+        raise ValueError(f"backbone: {name!r} has no feature map of stride 16 or finer, only {reductions}")
+    index = usable[-1]
+    channels_last = str(getattr(model, "output_fmt", "")).endswith("NHWC")
+    frozen = timm.layers.freeze_batch_norm_2d(model)
+    return TimmBackbone(frozen, index, channels_last, channels[index], reductions[index])
+
+
+def _timm_features(timm: Any, name: str, options: dict[str, Any]) -> Any:
+    """timm's feature extractor at the finest output stride that the architecture can do."""
+    for stride in (8, 16):
+        try:
+            return timm.create_model(name, output_stride=stride, **options)
+        except (AssertionError, NotImplementedError, TypeError):
+            # What timm's architectures answer to an output stride that they do not know.
+            continue
+    try:
+        return timm.create_model(name, **options)
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"backbone: timm's {name!r} gives no feature maps: {error}") from error
 
 
 def _weights_of(name: str, weights: str | os.PathLike[str]) -> dict[str, Tensor]:

@@ -92,7 +92,7 @@ def support_prototypes(features: Tensor, masks: Tensor, resize: str = "features"
         resize: "features" (exact value of upsampling the features) or "masks" (downsample the masks).
 
     Returns:
-        [B,K,C]; zero for a class that no image shows.
+        [B,K,C]; zero, so of cosine 0 with every pixel, for a class that no image shows.
     """
     tasks, images = features.shape[:2]
     flat = masks.flatten(0, 1)
