@@ -6,11 +6,12 @@ coordinates counted in periods, and a phase, to a mixing weight in [0, 1] betwee
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Shape = Callable[[Array, Array, float], Array]
 Texture = Callable[[Array, Array, float], Array]
 

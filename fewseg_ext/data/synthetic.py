@@ -73,7 +73,7 @@ class ObjectClass:
 
 
 def make_classes(config: SyntheticConfig) -> dict[str, list[ObjectClass]]:
-    """The classes of both splits. No pair of shape and texture occurs twice, so that an unseen class is really unseen."""
+    """The classes of both splits; no pair of shape and texture occurs twice, so that unseen classes are unseen."""
     rng = np.random.default_rng([config.seed, 0])
     pairs = [(shape, texture) for shape in sorted(SHAPES) for texture in sorted(TEXTURES)]
     order = rng.permutation(len(pairs))
@@ -135,7 +135,8 @@ def _bend(rng: np.random.Generator, strength: float) -> Callable[[Array, Array],
 def _drifted(colors: tuple[Color, Color], drift: float, rng: np.random.Generator) -> tuple[Color, Color]:
     """Both colours of an object moved together, as another specimen or another light would."""
     hue, saturation, value = rng.normal(0, 0.09 * drift), rng.normal(0, 0.17 * drift), rng.normal(0, 0.13 * drift)
-    return tuple((h + hue, s + saturation, np.clip(v + value, 0.1, 1)) for h, s, v in colors)
+    first, second = ((h + hue, s + saturation, max(v + value, 0.1)) for h, s, v in colors)
+    return first, second
 
 
 class _Canvas:

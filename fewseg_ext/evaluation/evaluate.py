@@ -61,7 +61,7 @@ def evaluate(
     return EvaluationResult(
         miou=100 * score.miou,
         fb_iou=100 * score.fb_iou,
-        class_iou={name: 100 * float(iou) for name, iou in zip(dataset.source.class_names, score.class_iou)},
+        class_iou=dict(zip(dataset.source.class_names, (100 * score.class_iou).tolist(), strict=True)),
         episodes=score.episodes,
         protocol=(
             f"{score.episodes} episodes (seed {dataset.seed}), {dataset.ways}-way {dataset.shots}-shot, "
