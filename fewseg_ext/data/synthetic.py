@@ -222,7 +222,7 @@ def draw_picture(
     while True:
         canvas = _Canvas(config.size)
         canvas.draw_background(rng)
-        distractors = int(rng.integers(1, 4)) if others else 0
+        distractors = int(rng.integers(1, 3)) if others else 0
         position = int(rng.integers(max(distractors - 1, 0), distractors + 1))  # at most one object in front
         mask = full = np.zeros_like(canvas.x)
         for index in range(distractors + 1):

@@ -32,6 +32,7 @@ class TrainingConfig:
     batch_size: int = 8
     optimizer: str = "adamw"  # or "sgd"
     lr: float = 2e-3
+    head_lr: float | None = None  # of all that is not in `model.backbone`; None means lr
     weight_decay: float = 1e-4
     momentum: float = 0.9  # of sgd
     warmup: float = 0.05
@@ -117,7 +118,7 @@ class Trainer:
     def step(self, batch: dict[str, Tensor]) -> float:
         """One iteration on one batch of episodes; returns its loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * self.config.lr_factor(self._done())
+            group["lr"] = group["full_lr"] * self.config.lr_factor(self._done())
         keys = ("support_images", "support_masks", "query_images", "query_masks")
         loss: Tensor = self.model(*(batch[key].to(self.device) for key in keys)).loss
         value = float(loss.detach())
@@ -155,10 +156,21 @@ class Trainer:
 
 
 def _make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    backbone: list[nn.Parameter] = []
+    head: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (backbone if name.startswith("backbone.") else head).append(parameter)
+    head_lr = config.lr if config.head_lr is None else config.head_lr
+    # full_lr is what the schedule scales; lr changes in every iteration.
+    groups = [
+        {"params": parameters, "lr": lr, "full_lr": lr}
+        for parameters, lr in ((backbone, config.lr), (head, head_lr))
+        if parameters
+    ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
+        return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
 
 class _EndlessBatches(Sampler[list[int]]):

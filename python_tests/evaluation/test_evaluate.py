@@ -10,8 +10,8 @@ from fewseg_ext.data.transforms import PairTransform, denormalize
 from fewseg_ext.evaluation.evaluate import evaluate
 
 
-class Squares:
-    """Black images with a white square, which is the object."""
+class Stripes:
+    """Black images with a white stripe, which is the object."""
 
     class_names = ("a", "b", "c")
 
@@ -20,7 +20,7 @@ class Squares:
 
     def read(self, class_id, index):
         labels = torch.zeros(16, 16, dtype=torch.int16)
-        labels[4 : 8 + 4 * (index % 2), 4:12] = class_id + 1
+        labels[4 : 8 + 4 * (index % 2)] = class_id + 1
         return (labels > 0).expand(3, -1, -1).to(torch.uint8) * 255, labels
 
 
@@ -40,7 +40,7 @@ class Bright(nn.Module):
 
 
 def data(**options):
-    return EpisodeDataset(Squares(), episodes=20, **options)
+    return EpisodeDataset(Stripes(), episodes=20, **options)
 
 
 def test_the_truth_scores_100_and_its_opposite_0():

@@ -135,6 +135,21 @@ def test_the_schedule_reaches_the_optimizer():
     assert rates == pytest.approx([0.5, 0.4267767, 0.25, 0.0732233])
 
 
+def test_backbone_and_head_have_their_own_learning_rates():
+    config = TrainingConfig(iterations=2, batch_size=1, lr=0.5, head_lr=0.01, warmup=0.0)
+    trainer = Trainer(model(), episodes(), config)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.step(torch.utils.data.default_collate([episodes()[0]]))
+    # The first step of AdamW moves every weight with a gradient by the learning rate, whatever the gradient is.
+    moved = {
+        name: (p.detach() - before[name] * (1 - config.weight_decay * rate)).abs().max().item() / rate
+        for name, p in trainer.model.named_parameters()
+        for rate in [0.5 if name.startswith("backbone.") else 0.01]
+    }
+    assert len(moved) > 4
+    assert moved == pytest.approx(dict.fromkeys(moved, 1.0), rel=0.01)
+
+
 def test_the_bar_shows_loss_speed_and_time_left():
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=140)
