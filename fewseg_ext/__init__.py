@@ -1,5 +1,40 @@
-"""Few-shot segmentation: native operators for PyTorch, and the BiOpt and VPI models built on them."""
+"""Few-shot segmentation: native operators for PyTorch, and the BiOpt and VPI models built on them.
 
-from fewseg_ext.ops import inner_opt, masked_avg_pool
+Importing this package loads the operators. The models are loaded when they are first used, and with them torchvision.
+"""
 
-__all__ = ["inner_opt", "masked_avg_pool"]
+from typing import TYPE_CHECKING, Any
+
+from fewseg_ext.ops import cosine_cross_entropy, cosine_logits, inner_opt, masked_avg_pool, set_debug
+
+if TYPE_CHECKING:
+    from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "BiOpt": "fewseg_ext.models.biopt",
+    "PrototypeBaseline": "fewseg_ext.models.biopt",
+}
+
+__all__ = [
+    "BiOpt",
+    "PrototypeBaseline",
+    "cosine_cross_entropy",
+    "cosine_logits",
+    "inner_opt",
+    "masked_avg_pool",
+    "set_debug",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'fewseg_ext' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -37,8 +37,6 @@ def masked_avg_pool(features: Tensor, masks: Tensor, eps: float = 1e-5, resize: 
     if masks.dtype == torch.bool:
         result = features.dtype
     f, m = features.to(compute), masks.to(compute)
-    if f.numel() == 0 or m.numel() == 0:
-        return f.new_zeros(f.shape[0], m.shape[1], f.shape[1]).to(result)
     if resize == "features":
         f = F.interpolate(f, size=m.shape[-2:], mode="bilinear", align_corners=False)
     else:
@@ -62,11 +60,9 @@ def cosine_cross_entropy(
     ignore_index: int = 255,
     reduction: str = "mean",
 ) -> Tensor:
-    """[B,C,H,W], [B,K,C], [B,h,w] -> scalar, or [B] for ``"per_task"``: cross-entropy of the upsampled cosine logits."""
+    """[B,C,H,W], [B,K,C], [B,h,w] -> scalar, or [B] for ``"per_task"``: cross-entropy of upsampled cosine logits."""
     compute = _compute_dtype(features, prototypes)
     result = _result_dtype(features, prototypes)
-    if target.shape[0] == 0:
-        return torch.zeros((0,) if reduction == "per_task" else (), dtype=result, device=features.device)
     logits = cosine_logits(features.to(compute), prototypes.to(compute), scale)
     if logits.shape[-2:] != target.shape[-2:]:
         logits = F.interpolate(logits, size=target.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,72 @@
+# Every target does its own set-up: `make test` and `make demo` work in a fresh clone.
+#
+#   make test       build, install, run the tests (minutes)
+#   make demo       train a small BiOpt on generated photos and draw what it does: runs/demo/
+#   make test-long  what is too slow for every change
+#   make lint       formatting, lint and types, Python and C++
+#   make bench      benchmarks/kernel_speed.py
+#
+# PYTHON  which interpreter makes the environment (default python3)
+# VENV    where the environment lies (default .venv)
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The build's own tools first: cmake and ninja of the environment, not older ones of the system.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+SOURCES := $(shell find csrc cmake fewseg_ext -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
+
+TIDY_FILES := $(shell find csrc/ops csrc/cpu -name '*.cpp')
+COMPILE_COMMANDS = $(patsubst %/,%,$(dir $(firstword $(wildcard build/*/compile_commands.json))))
+
+.PHONY: test test-long demo lint format bench setup clean
+
+setup: $(VENV)/installed
+
+# torch is in the environment, so the build need not fetch its own: --no-build-isolation.
+$(VENV)/tools: requirements-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade "pip>=24"
+	$(BIN)/pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+$(VENV)/installed: $(VENV)/tools $(SOURCES)
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps .
+	touch $@
+
+# `pytest` and not `python -m pytest`: the latter would put the source folder, which has no compiled kernels, before the
+# installed package.
+test: setup
+	$(BIN)/pytest -m "not slow" --durations=5
+
+test-long: setup
+	$(BIN)/pytest -m slow --durations=10
+
+demo: setup
+	$(BIN)/fewseg demo --out runs/demo
+
+bench: setup
+	$(BIN)/python benchmarks/kernel_speed.py
+
+PYTHON_FILES := fewseg_ext python_tests benchmarks
+CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+
+lint: setup
+	$(BIN)/ruff check $(PYTHON_FILES)
+	$(BIN)/ruff format --check $(PYTHON_FILES)
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	printf '%s\n' $(TIDY_FILES) | xargs -P 2 -I{} $(BIN)/clang-tidy --quiet -p $(COMPILE_COMMANDS) {}
+
+# Written by the build of `make setup`; for clangd too.
+compile_commands.json: setup
+	ln -sf $(COMPILE_COMMANDS)/compile_commands.json $@
+
+format: $(VENV)/tools
+	$(BIN)/ruff check --fix-only --quiet $(PYTHON_FILES)
+	$(BIN)/ruff format $(PYTHON_FILES)
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+clean:
+	rm -rf build dist $(VENV)

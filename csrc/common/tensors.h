@@ -1,0 +1,113 @@
+// What the op files need of torch's stable ABI: dtype dispatch, memory layout of feature maps, typed pointers.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <string>
+#include <vector>
+
+#include "checks.h"
+#include "storage.h"
+
+namespace fewseg {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class T>
+struct ScalarTypeOf;
+template <>
+struct ScalarTypeOf<float> {
+  static constexpr ScalarType value = ScalarType::Float;
+};
+template <>
+struct ScalarTypeOf<double> {
+  static constexpr ScalarType value = ScalarType::Double;
+};
+template <>
+struct ScalarTypeOf<BFloat16> {
+  static constexpr ScalarType value = ScalarType::BFloat16;
+};
+template <>
+struct ScalarTypeOf<Half> {
+  static constexpr ScalarType value = ScalarType::Half;
+};
+
+inline ScalarType accumulator_type(ScalarType storage) {
+  return storage == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Calls f with a value of the storage type that `type` names: dispatch(t, op, [&](auto s) { using S = decltype(s); }).
+template <class F>
+inline void dispatch_floating(ScalarType type, const char* op, const char* argument, const F& f) {
+  switch (type) {
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    case ScalarType::BFloat16:
+      return f(BFloat16{});
+    case ScalarType::Half:
+      return f(Half{});
+    default:
+      fail(op, argument, " must be float32, float64, bfloat16 or float16");
+  }
+}
+
+template <class T>
+inline const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+inline T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+inline Tensor with_dtype(const Tensor& tensor, ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
+}
+
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// A new tensor on the device of `like`.
+inline Tensor make(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
+  return torch::stable::new_empty(like, sizes, type);
+}
+
+// A [B,C,H,W] map as the kernels read it: NCHW or channels-last; anything else is made contiguous first.
+struct FeatureMap {
+  Tensor tensor;
+  int64_t batch, channels, height, width, pixels;
+  bool channels_last;
+
+  explicit FeatureMap(const Tensor& features)
+      : tensor(features),
+        batch(features.size(0)),
+        channels(features.size(1)),
+        height(features.size(2)),
+        width(features.size(3)),
+        pixels(height * width),
+        channels_last(false) {
+    if (features.is_contiguous()) return;
+    // A size of 1 leaves its stride free, so the strides are compared only where they are used.
+    const bool rows = width == 1 || features.stride(3) == channels;
+    const bool columns = height == 1 || features.stride(2) == width * channels;
+    const bool tasks = batch == 1 || features.stride(0) == pixels * channels;
+    channels_last = rows && columns && tasks && (channels == 1 || features.stride(1) == 1);
+    if (!channels_last) tensor = torch::stable::contiguous(features);
+  }
+
+  int64_t task_size() const { return channels * pixels; }
+  int64_t channel_stride() const { return channels_last ? 1 : pixels; }
+  int64_t pixel_stride() const { return channels_last ? channels : 1; }
+
+  // An uninitialised map of the same sizes, dtype and layout.
+  Tensor empty_like() const { return torch::stable::empty_like(tensor); }
+};
+
+}  // namespace fewseg

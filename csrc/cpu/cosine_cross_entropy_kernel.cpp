@@ -1,0 +1,224 @@
+// CPU kernels of fewseg::cosine_cross_entropy: arguments, threads and the order of the sums. What the numbers mean is
+// in csrc/ops/cosine_cross_entropy.cpp, the inner loops are in cosine_kernel.inl.
+//
+// The logits are upsampled in two steps: along x for the few rows of the features, along y one target row at a time, in
+// registers. So nothing of the size K x h x w is ever stored, only K x H x w.
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+
+#include "../common/bilinear.h"
+#include "cosine.h"
+#include "labels.h"
+
+namespace fewseg {
+namespace {
+
+constexpr const char* kOp = "fewseg::cosine_cross_entropy";
+
+enum class Reduction { mean, sum, per_task };
+
+Reduction parse_reduction(const std::string& reduction) {
+  if (reduction == "mean") return Reduction::mean;
+  if (reduction == "sum") return Reduction::sum;
+  check(reduction == "per_task", kOp, "reduction must be \"mean\", \"sum\" or \"per_task\", got \"", reduction, "\"");
+  return Reduction::per_task;
+}
+
+// A batch's labels, converted and counted.
+struct Labels {
+  std::vector<int32_t> classes;
+  std::vector<int64_t> valid;  // per task
+
+  Labels(const Tensor& target, int64_t count, int64_t ignore_index) : classes(target.numel()), valid(target.size(0)) {
+    const int64_t size = target.size(1) * target.size(2);
+    dispatch_labels(kOp, target, [&](const auto* labels) {
+      for (int64_t task = 0; task < target.size(0); ++task)
+        valid[task] = convert_labels(kOp, labels + task * size, task, size, target.size(2), count, ignore_index,
+                                     classes.data() + task * size);
+    });
+  }
+
+  // What a task's summed loss is divided by.
+  double divisor(Reduction reduction, int64_t task) const {
+    if (reduction == Reduction::sum) return 1;
+    int64_t count = 0;
+    if (reduction == Reduction::per_task)
+      count = valid[task];
+    else
+      for (const int64_t n : valid) count += n;
+    return double(std::max<int64_t>(count, 1));
+  }
+};
+
+// The cosines of all tasks upsampled along x: [B,K,H,w].
+template <class A>
+std::vector<A> upsample_columns(const CosineBodiesOf<A>& body, const A* cosine, int64_t rows, Bands<A> columns) {
+  std::vector<A> upsampled(rows * columns.outputs);
+  parallel(rows, rows * columns.outputs * 2, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      body.upsample_row(cosine + i * columns.inputs, columns, upsampled.data() + i * columns.outputs);
+  });
+  return upsampled;
+}
+
+template <class A>
+CrossEntropyRows<A> rows_of_task(const FeatureMap& map, const std::vector<A>& upsampled, int64_t K, int64_t w,
+                                 Bands<A> rows, const Labels& labels, double scale, int64_t task) {
+  return {upsampled.data() + task * K * map.height * w,    K,       map.height, w, rows,
+          labels.classes.data() + task * rows.outputs * w, A(scale)};
+}
+
+template <class S>
+void forward(const FeatureMap& map, const Tensor& prototypes, const Tensor& target, double scale, int64_t ignore_index,
+             Reduction reduction, Tensor& loss, Tensor& cosine, Tensor& inverse_norm) {
+  using A = Accumulator<S>;
+  const auto& body = kernel_table().cosine.of(A{});
+  const int64_t B = map.batch, K = prototypes.size(1), h = target.size(1), w = target.size(2);
+  const Labels labels(target, K, ignore_index);
+  const UnitPrototypes<A> unit(data<A>(prototypes), B * K, map.channels);
+  cosines<S>(map, unit.unit.data(), K, mutable_data<A>(inverse_norm), mutable_data<A>(cosine));
+
+  const BilinearResize<A> resize(map.height, map.width, h, w, /*transposed=*/false);
+  const auto upsampled = upsample_columns(body, data<A>(cosine), B * K * map.height, resize.columns.bands());
+  const Bands<A> rows = resize.rows.bands();
+  std::vector<double> row_loss(B * h);
+  parallel(B * h, B * K * h * w * 16, [&](int64_t begin, int64_t end) {
+    std::vector<A> scratch(K * kTile);
+    for (int64_t i = begin; i < end; ++i)
+      row_loss[i] = body.loss_rows(rows_of_task(map, upsampled, K, w, rows, labels, scale, i / h), i % h, i % h + 1,
+                                   scratch.data());
+  });
+
+  A* result = mutable_data<A>(loss);
+  double total = 0;
+  for (int64_t task = 0; task < B; ++task) {
+    double task_loss = 0;
+    for (int64_t y = 0; y < h; ++y) task_loss += row_loss[task * h + y];
+    task_loss /= labels.divisor(reduction, task);
+    if (reduction == Reduction::per_task) result[task] = A(task_loss);
+    total += task_loss;
+  }
+  if (reduction != Reduction::per_task) result[0] = A(total);
+}
+
+// dLoss/dc [B,K,N]: the residuals of the target's rows, pulled down along y and then along x.
+template <class A>
+std::vector<A> pull_down(const FeatureMap& map, const A* cosine, const A* gradient, const Tensor& target, int64_t K,
+                         double scale, int64_t ignore_index, Reduction reduction) {
+  const auto& body = kernel_table().cosine.of(A{});
+  const auto& pool = kernel_table().masked_avg_pool.of(A{});
+  const int64_t B = map.batch, H = map.height, W = map.width, h = target.size(1), w = target.size(2);
+  const Labels labels(target, K, ignore_index);
+  const BilinearResize<A> up(H, W, h, w, /*transposed=*/false), down(H, W, h, w, /*transposed=*/true);
+  const Bands<A> rows = up.rows.bands();
+  const auto upsampled = upsample_columns(body, cosine, B * K * H, up.columns.bands());
+
+  // Every target row lies between two feature rows, i and i + 1, and adds to both. One worker takes all rows of an i
+  // and keeps what it has for i apart from what it has for i + 1, so that no row is computed twice and sums have one
+  // order.
+  std::vector<A> to_row(B * H * K * w), to_next(B * H * K * w);
+  parallel(B * H, B * K * h * w * 16, [&](int64_t begin, int64_t end) {
+    std::vector<A> scratch(K * kTile);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t task = i / H, row = i % H;
+      const int64_t* first = std::lower_bound(rows.begin, rows.begin + h, row);
+      const int64_t* last = std::upper_bound(rows.begin, rows.begin + h, row);
+      const double factor = scale * double(gradient[reduction == Reduction::per_task ? task : 0]);
+      body.residual_rows(rows_of_task(map, upsampled, K, w, rows, labels, scale, task), first - rows.begin,
+                         last - rows.begin, A(factor / labels.divisor(reduction, task)), scratch.data(),
+                         to_row.data() + i * K * w, to_next.data() + i * K * w);
+    }
+  });
+
+  // to_row[i] + to_next[i - 1], then the adjoint along x.
+  std::vector<A> d_cosine(B * K * H * W);
+  const A ones[] = {1};
+  const int64_t zero[] = {0}, offsets[] = {0, 1};
+  const Bands<A> single{1, 1, zero, offsets, ones};
+  parallel(B * H * K, B * K * H * w * 2, [&](int64_t begin, int64_t end) {
+    std::vector<A> sum(w), scratch(w);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t task = i / (H * K), row = i / K % H, k = i % K;
+      const A* here = to_row.data() + i * w;
+      const A* above = row > 0 ? to_next.data() + (i - K) * w : nullptr;
+      for (int64_t x = 0; x < w; ++x) sum[x] = here[x] + (above ? above[x] : A(0));
+      pool.resize_mask_row(sum.data(), single, down.columns.bands(), 0, scratch.data(),
+                           d_cosine.data() + ((task * K + k) * H + row) * W);
+    }
+  });
+  return d_cosine;
+}
+
+void check_arguments(const Tensor& features, const Tensor& prototypes, const Tensor& target) {
+  check_cosine_arguments(kOp, features, prototypes);
+  check(target.dim() == 3, kOp, "target must be [B,h,w], got ", target.dim(), " dimensions");
+  check(target.is_cpu(), kOp, "target must be on the CPU, where features is");
+  check(target.size(0) == features.size(0), kOp, "features has ", features.size(0), " tasks and target ",
+        target.size(0));
+  check(target.size(1) > 0 && target.size(2) > 0, kOp, "target must have at least one pixel");
+}
+
+std::tuple<Tensor, Tensor, Tensor> cosine_cross_entropy_forward(const Tensor& features, const Tensor& prototypes,
+                                                                const Tensor& target, double scale,
+                                                                int64_t ignore_index, const std::string& reduction) {
+  check_arguments(features, prototypes, target);
+  const Reduction kind = parse_reduction(reduction);
+  const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
+  const FeatureMap map(features);
+  const Tensor plain_prototypes = as_contiguous(with_dtype(prototypes, accumulator));
+  const Tensor plain_target = as_contiguous(target);
+  std::vector<int64_t> size;
+  if (kind == Reduction::per_task) size.push_back(map.batch);
+  Tensor loss = make(features, size, accumulator);
+  Tensor cosine = make(features, {map.batch, prototypes.size(1), map.pixels}, accumulator);
+  Tensor inverse_norm = make(features, {map.batch, map.pixels}, accumulator);
+  dispatch_floating(type, kOp, "features", [&](auto storage) {
+    forward<decltype(storage)>(map, plain_prototypes, plain_target, scale, ignore_index, kind, loss, cosine,
+                               inverse_norm);
+  });
+  const bool keep = prototypes.scalar_type() == accumulator;
+  return {keep ? loss : with_dtype(loss, type), cosine, inverse_norm};
+}
+
+Tensor cosine_cross_entropy(const Tensor& features, const Tensor& prototypes, const Tensor& target, double scale,
+                            int64_t ignore_index, const std::string& reduction) {
+  return std::get<0>(cosine_cross_entropy_forward(features, prototypes, target, scale, ignore_index, reduction));
+}
+
+std::tuple<Tensor, Tensor> cosine_cross_entropy_backward(const Tensor& gradient, const Tensor& features,
+                                                         const Tensor& prototypes, const Tensor& target,
+                                                         const Tensor& cosine, const Tensor& inverse_norm, double scale,
+                                                         int64_t ignore_index, const std::string& reduction,
+                                                         bool needs_features, bool needs_prototypes) {
+  const Reduction kind = parse_reduction(reduction);
+  const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
+  const FeatureMap map(features);
+  const Tensor plain_gradient = as_contiguous(with_dtype(gradient, accumulator));
+  const Tensor plain_prototypes = as_contiguous(with_dtype(prototypes, accumulator));
+  const Tensor plain_target = as_contiguous(target);
+  const int64_t K = prototypes.size(1);
+  Tensor d_features = needs_features ? map.empty_like() : make(features, {0}, type);
+  Tensor d_prototypes = make(features, {needs_prototypes ? map.batch : 0, K, map.channels}, accumulator);
+  dispatch_floating(type, kOp, "features", [&](auto storage) {
+    using S = decltype(storage);
+    using A = Accumulator<S>;
+    const UnitPrototypes<A> unit(data<A>(plain_prototypes), map.batch * K, map.channels);
+    auto d_cosine =
+        pull_down<A>(map, data<A>(cosine), data<A>(plain_gradient), plain_target, K, scale, ignore_index, kind);
+    cosines_backward<S>(map, unit, K, data<A>(inverse_norm), data<A>(cosine), d_cosine.data(),
+                        needs_features ? mutable_data<S>(d_features) : nullptr,
+                        needs_prototypes ? mutable_data<A>(d_prototypes) : nullptr);
+  });
+  return {d_features, d_prototypes};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fewseg, CPU, m) {
+  m.impl("cosine_cross_entropy", TORCH_BOX(&cosine_cross_entropy));
+  m.impl("_cosine_cross_entropy_forward", TORCH_BOX(&cosine_cross_entropy_forward));
+  m.impl("_cosine_cross_entropy_backward", TORCH_BOX(&cosine_cross_entropy_backward));
+}
+
+}  // namespace fewseg

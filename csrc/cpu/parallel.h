@@ -1,0 +1,19 @@
+// Threads for the CPU kernels: torch's own pool, and no thread at all for work too small to share.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+namespace fewseg {
+
+// Calls f(begin, end) on pieces of 0..count. `work` is the number of multiply-adds of the whole: waking a thread costs
+// a few microseconds, in which one core does some 30,000 of them.
+template <class F>
+inline void parallel(int64_t count, int64_t work, const F& f) {
+  constexpr int64_t kWorthAThread = 1 << 15;
+  if (count <= 1 || work < 2 * kWorthAThread)
+    f(int64_t{0}, count);
+  else
+    torch::stable::parallel_for(0, count, (count * kWorthAThread + work - 1) / work, f);
+}
+
+}  // namespace fewseg

@@ -1,0 +1,2 @@
+def build() -> dict[str, str]:
+    """Returns the facts of the build."""

@@ -1,0 +1,173 @@
+"""Loads the native operator library and registers what the stable ABI leaves to Python.
+
+The kernels live in ``libfewseg_ops.so`` and are reached through torch's dispatcher. C++ holds the schemas and the
+kernels; autograd, autocast and the shape rules (fake kernels) are registered from here, op by op.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+# The kernels check labels on the CPU and can raise nothing but RuntimeError; this is how their message begins.
+_BAD_LABEL = "target has the label"
+
+
+def _load() -> None:
+    path = _PACKAGE / "libfewseg_ops.so"
+    if not path.is_file():
+        raise ImportError(
+            f"fewseg_ext's native library is missing ({path.name} is not beside the package). Build and install it "
+            "with `pip install .` from the source folder; running from the source folder without installing does not "
+            "work, because the kernels have to be compiled."
+        )
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise ImportError(
+            f"fewseg_ext's native library does not load under torch {torch.__version__}: {error}. It needs "
+            "torch >= 2.10; reinstall it with `pip install --no-build-isolation .` from the source folder."
+        ) from error
+
+
+_load()
+library = torch.library.Library("fewseg", "FRAGMENT")
+
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def register_fake(op: str, kernel: Callable[..., Any]) -> None:
+    """The result's shapes, dtypes and layout from the arguments', for torch.compile and export."""
+    torch.library.register_fake(f"fewseg::{op}", kernel, lib=library)
+
+
+def register_autograd(op: str, kernel: Callable[..., Any]) -> None:
+    """What runs for ``torch.ops.fewseg.<op>`` above the CPU or CUDA kernel."""
+
+    def outside_transforms(*args: Any, **kwargs: Any) -> Any:
+        # An autograd Function cannot be applied inside the dispatcher while a transform is at work.
+        if torch._C._are_functorch_transforms_active():
+            raise NotImplementedError(
+                f"torch.ops.fewseg.{op} does not work under torch.func transforms; call fewseg_ext.{op} instead"
+            )
+        return kernel(*args, **kwargs)
+
+    library.impl(op, outside_transforms, "Autograd")
+
+
+def register_autocast(op: str, kernel: Callable[..., Any]) -> None:
+    """What runs first under ``torch.autocast``; ``kernel`` is called with autocast switched off."""
+    for backend in ("CPU", "CUDA"):
+        key = f"Autocast{backend}"
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def outside_autocast(*args: Any, _keys: Any = keys, **kwargs: Any) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(_keys):
+                return kernel(*args, **kwargs)
+
+        library.impl(op, outside_autocast, key)
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """Runs a backward op and lets nobody differentiate it: a silent zero would be a wrong number."""
+
+    @staticmethod
+    def forward(op: Any, name: str, *args: Any) -> Any:
+        with below_autograd():
+            return op(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.name = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise NotImplementedError(
+            f"fewseg::{ctx.name} cannot be differentiated twice: the gradient of its gradient is not implemented"
+        )
+
+
+def define_backward(op: str) -> Callable[..., Any]:
+    """Returns what an autograd Function calls for ``fewseg::_<op>_backward``; differentiating that call raises."""
+    name = f"_{op}_backward"
+    overload = getattr(torch.ops.fewseg, name).default
+
+    def call(*args: Any) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+            return _NoSecondDerivative.apply(overload, op, *args)
+        with below_autograd():
+            return overload(*args)
+
+    library.impl(name, call, "Autograd")  # also for who calls the raw operator
+    return call
+
+
+def needs_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd has to see a call with these arguments.
+
+    Forward mode counts too: the autograd Functions have no jvp and say so, where the bare kernel would drop the
+    tangents without a word.
+    """
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def through_dispatcher(features: Tensor) -> bool:
+    """Whether a public function has to go through ``torch.ops`` instead of calling its autograd Function directly:
+    when it is being traced, and under autocast, whose casts are registered there."""
+    return torch.compiler.is_compiling() or torch.is_autocast_enabled(features.device.type)
+
+
+def translate(error: RuntimeError) -> Exception:
+    """The exception to raise for what a kernel raised: a bad label is the caller's ValueError."""
+    text = str(error)
+    return ValueError(text) if _BAD_LABEL in text else error
+
+
+def autocast_operand(x: Tensor, features: Tensor) -> Tensor:
+    """Under autocast everything but the features is float32 (beside float64 features it stays as it is)."""
+    if not x.is_floating_point() or features.dtype == torch.float64:
+        return x
+    return x.to(torch.float32)
+
+
+def like_features(features: Tensor) -> Tensor:
+    """An empty gradient in the layout that the kernels give it: channels-last for channels-last, else NCHW."""
+    if features.is_contiguous() or not features.is_contiguous(memory_format=torch.channels_last):
+        return features.new_empty(features.shape)
+    return torch.empty_like(features, memory_format=torch.channels_last)
+
+
+def accumulator_dtype(features: Tensor) -> torch.dtype:
+    """What the kernels sum and keep their intermediate results in."""
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+def wanted(gradient: Tensor, needed: bool) -> Tensor | None:
+    """A backward op returns an empty tensor for a gradient that nobody needs."""
+    return gradient if needed else None
+
+
+def wanted_as(gradient: Tensor, ctx: Any, index: int) -> Tensor | None:
+    """The same for the gradient of the saved tensor ``index``, in that tensor's dtype."""
+    return gradient.to(ctx.saved_tensors[index].dtype) if ctx.needs_input_grad[index] else None
+
+
+def fake_cosines(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """Shapes of what the cosine operators keep: cosine [B,K,H*W] and inverse_norm [B,H*W]."""
+    tasks, classes, pixels = features.shape[0], prototypes.shape[1], features.shape[2] * features.shape[3]
+    dtype = accumulator_dtype(features)
+    return features.new_empty((tasks, classes, pixels), dtype=dtype), features.new_empty((tasks, pixels), dtype=dtype)
+
+
+def fake_cosines_backward(gradient: Tensor, features: Tensor, prototypes: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """Shapes of the cosine operators' gradients; the last two arguments say which are needed."""
+    needs_features, needs_prototypes = rest[-2:]
+    d_features = like_features(features) if needs_features else features.new_empty(0)
+    size = (features.shape[0] if needs_prototypes else 0, *prototypes.shape[1:])
+    return d_features, features.new_empty(size, dtype=accumulator_dtype(features))

@@ -1,0 +1,45 @@
+"""The command line: help, exit statuses, messages."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import fewseg_ext
+
+FEWSEG = Path(sys.executable).with_name("fewseg")
+
+
+def fewseg(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([FEWSEG, *arguments], capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def test_info_prints_what_was_built_and_what_runs() -> None:
+    result = fewseg("info")
+    assert result.returncode == 0
+    for expected in (fewseg_ext.__version__, "CPU kernels used", "CUDA kernels built", "torch", "runs under"):
+        assert expected in result.stdout
+
+
+def test_help_of_every_command_has_an_example() -> None:
+    overview = fewseg("--help")
+    assert overview.returncode == 0
+    for command in ("info", "demo"):
+        assert command in overview.stdout
+        result = fewseg(command, "--help")
+        assert result.returncode == 0
+        assert f"Example: fewseg {command}" in result.stdout
+
+
+def test_bad_usage_exits_with_2() -> None:
+    assert fewseg("no-such-command").returncode == 2
+    assert fewseg("demo", "--no-such-option").returncode == 2
+
+
+def test_a_user_error_is_one_line_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file where a folder should go")
+    result = fewseg("demo", "--out", str(tmp_path / "taken"))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("fewseg: ")
+    assert "taken" in result.stderr
+    assert (tmp_path / "taken").read_text() == "a file where a folder should go"

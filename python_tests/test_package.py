@@ -1,0 +1,93 @@
+"""The package as it is installed: what is under test, what an import pulls in, what happens without the library."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fewseg_ext
+from fewseg_ext import _info
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(fewseg_ext.__file__).parent
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    # From another folder than the root: `python -c` looks for packages in the current one first.
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parent,
+        timeout=120,
+    )
+
+
+def test_the_installed_package_is_under_test() -> None:
+    """The root holds a folder of the same name without kernels; testing that one would test nothing."""
+    assert not PACKAGE.is_relative_to(ROOT / "fewseg_ext")
+    assert (PACKAGE / "libfewseg_ops.so").is_file()
+    installed = {p.relative_to(PACKAGE) for p in PACKAGE.rglob("*.py")}
+    source = {p.relative_to(ROOT / "fewseg_ext") for p in (ROOT / "fewseg_ext").rglob("*.py")}
+    assert installed == source, "the installed package is older than the source: run `make setup`"
+    for file in source:
+        assert (PACKAGE / file).read_text() == (ROOT / "fewseg_ext" / file).read_text(), f"{file} was not reinstalled"
+
+
+def test_import_loads_nothing_optional() -> None:
+    code = (
+        "import sys, fewseg_ext\n"
+        "heavy = {'torchvision', 'matplotlib', 'timm', 'PIL', 'rich', 'typer', 'safetensors'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_without_the_library_the_import_says_how_to_build(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "fewseg_ext", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    result = run_python("import fewseg_ext", PYTHONPATH=str(tmp_path))
+    assert result.returncode != 0
+    assert "ImportError: fewseg_ext's native library is missing" in result.stderr
+    assert "pip install ." in result.stderr
+
+
+def test_a_broken_library_is_an_import_error(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "fewseg_ext", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "fewseg_ext" / "libfewseg_ops.so").write_bytes(b"not a library")
+    result = run_python("import fewseg_ext", PYTHONPATH=str(tmp_path))
+    assert "ImportError: fewseg_ext's native library does not load under torch" in result.stderr
+
+
+def test_info_tells_the_build() -> None:
+    build = _info.build()
+    assert build["version"] == fewseg_ext.__version__
+    assert build["torch_target"] == "2.10"
+    chosen, usable = torch.ops.fewseg._instruction_sets().split(";")
+    assert chosen in usable.split(",")
+    assert set(usable.split(",")) <= set(build["cpu_instruction_sets"].split(","))
+
+
+def test_unknown_instruction_set_is_an_error() -> None:
+    code = "import torch, fewseg_ext; fewseg_ext.cosine_logits(torch.ones(1, 2, 3, 3), torch.ones(1, 2, 2))"
+    result = run_python(code, FEWSEG_CPU_ISA="avx1024")
+    assert result.returncode != 0
+    assert 'FEWSEG_CPU_ISA is "avx1024"; this processor can run:' in result.stderr
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf (binutils) is not installed")
+def test_the_library_needs_libtorch_and_no_path() -> None:
+    """No RPATH to the build machine, no libpython, no CUDA: one build serves every Python and every torch >= 2.10."""
+    output = subprocess.run(
+        ["readelf", "--dynamic", "--wide", PACKAGE / "libfewseg_ops.so"], capture_output=True, text=True, check=True
+    ).stdout
+    needed = {line.split("[")[1].split("]")[0] for line in output.splitlines() if "(NEEDED)" in line}
+    assert "libtorch_cpu.so" in needed
+    assert not any("python" in name or "cuda" in name or "libtorch.so" in name for name in needed)
+    assert "RPATH" not in output
+    assert "RUNPATH" not in output
