@@ -1,0 +1,128 @@
+"""Episodes: few-shot tasks drawn from a data set of images with class labels."""
+
+import random
+from typing import Protocol, TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fewseg_ext.data.transforms import PairTransform
+
+IGNORE_INDEX = 255
+# What a source writes for pixels that count neither way: 255 could be a class.
+SOURCE_IGNORE = -1
+
+
+class ImageSource(Protocol):
+    """Images grouped by class, as `FSS1000` offers them."""
+
+    class_names: list[str]
+
+    def num_images(self, class_id: int) -> int:
+        """How many images show the class."""
+
+    def read(self, class_id: int, index: int) -> tuple[Tensor, Tensor]:
+        """Image uint8 [3,h,w] and labels int16 [h,w]: 0 background, c + 1 for class c, -1 ignore."""
+
+
+class Episode(TypedDict):
+    """One task: N ways, S shots, one query."""
+
+    support_images: Tensor  # float32 [N,S,3,h,w], normalised
+    support_masks: Tensor  # uint8 [N,S,h,w]: 0 background, n for way n (1..N), 255 ignore
+    query_images: Tensor  # float32 [3,h,w]
+    query_masks: Tensor  # uint8 [h,w], labelled like the support
+    class_ids: Tensor  # int64 [N], the classes of ways 1..N
+    query_way: Tensor  # int64 scalar, 1..N: the way whose image the query is
+
+
+class EpisodeDataset(Dataset[Episode]):
+    """Seeded N-way K-shot episodes.
+
+    Episode i is a function of the seed and i alone: the same for every number of workers and every order. Supports do
+    not repeat and never contain the query.
+
+    Args:
+        source: where images come from.
+        episodes: how many there are.
+        ways: N, classes per episode.
+        shots: K, support images per class.
+        seed: chooses the episodes.
+        transform: applied to every image and its labels; None means normalisation only.
+
+    Raises:
+        ValueError: fewer than N classes, a class (named) with fewer than K + 1 images, or a count below 1.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        episodes: int = 1000,
+        ways: int = 1,
+        shots: int = 1,
+        seed: int = 0,
+        transform: PairTransform | None = None,
+    ) -> None:
+        for name, value in (("episodes", episodes), ("ways", ways), ("shots", shots)):
+            if value < 1:
+                raise ValueError(f"EpisodeDataset: {name} must be at least 1, got {value}")
+        if ways >= IGNORE_INDEX:
+            raise ValueError(f"EpisodeDataset: ways must be below {IGNORE_INDEX}, the ignore label, got {ways}")
+        if len(source.class_names) < ways:
+            raise ValueError(
+                f"EpisodeDataset: {ways}-way episodes need {ways} classes, the data has {len(source.class_names)}"
+            )
+        for class_id, name in enumerate(source.class_names):
+            if source.num_images(class_id) < shots + 1:
+                raise ValueError(
+                    f"EpisodeDataset: {shots}-shot episodes need {shots + 1} images per class (the query is one more), "
+                    f"class {name!r} has {source.num_images(class_id)}"
+                )
+        self.source = source
+        self.episodes = episodes
+        self.ways = ways
+        self.shots = shots
+        self.seed = seed
+        self.transform = transform or PairTransform()
+
+    def __len__(self) -> int:
+        return self.episodes
+
+    def __getitem__(self, index: int) -> Episode:
+        if not 0 <= index < self.episodes:
+            raise IndexError(f"episode {index} of {self.episodes}")
+        # A string seed is hashed in full, so neighbouring seeds and indices give unrelated streams.
+        rng = random.Random(f"{self.seed}/{index}")
+        class_ids = rng.sample(range(len(self.source.class_names)), self.ways)
+        query_way = rng.randint(1, self.ways)
+        images: list[Tensor] = []
+        masks: list[Tensor] = []
+        for way, class_id in enumerate(class_ids, start=1):
+            picked = rng.sample(range(self.source.num_images(class_id)), self.shots + 1)
+            for image_index in picked[: self.shots]:
+                image, mask = self._load(class_id, image_index, class_ids, rng)
+                images.append(image)
+                masks.append(mask)
+            if way == query_way:
+                query_image, query_mask = self._load(class_id, picked[-1], class_ids, rng)
+        if any(image.shape != query_image.shape for image in images):
+            raise ValueError("EpisodeDataset: the images differ in size; give a PairTransform with a size")
+        shape = (self.ways, self.shots)
+        return Episode(
+            support_images=torch.stack(images).unflatten(0, shape),
+            support_masks=torch.stack(masks).unflatten(0, shape),
+            query_images=query_image,
+            query_masks=query_mask,
+            class_ids=torch.tensor(class_ids),
+            query_way=torch.tensor(query_way),
+        )
+
+    def _load(self, class_id: int, index: int, class_ids: list[int], rng: random.Random) -> tuple[Tensor, Tensor]:
+        """An image and its episode label map."""
+        image, labels = self.transform(*self.source.read(class_id, index), rng)
+        mask = torch.zeros(labels.shape, dtype=torch.uint8)
+        for way, way_class in enumerate(class_ids, start=1):
+            mask[labels == way_class + 1] = way
+        mask[labels == SOURCE_IGNORE] = IGNORE_INDEX
+        return image, mask

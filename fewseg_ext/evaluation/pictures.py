@@ -1,0 +1,106 @@
+"""Pictures of what a model does: a grid of segmentations and loss curves. Needs matplotlib."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fewseg_ext.data.transforms import denormalize
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TRUTH = (0.10, 0.75, 0.35)
+PREDICTION = (1.00, 0.45, 0.05)
+INK = "#333333"
+
+
+@dataclass(frozen=True)
+class GridRow:
+    """One episode with one support image."""
+
+    title: str
+    support_image: Tensor  # float32 [3,h,w], normalised
+    support_mask: Tensor  # bool [h,w]
+    query_image: Tensor
+    query_mask: Tensor
+    predictions: dict[str, Tensor]  # column title -> bool [h,w]
+
+
+def draw_grid(rows: Sequence[GridRow]) -> "Figure":
+    """Support, query, truth and every prediction in columns, one episode per row, IoU under each prediction."""
+    figure_class = _figure_class()
+    names = list(rows[0].predictions)
+    titles = ["support", "query", "truth", *names]
+    figure = figure_class(figsize=(1.75 * len(titles) + 0.3, 1.95 * len(rows) + 0.4), layout="constrained")
+    axes = figure.subplots(len(rows), len(titles), squeeze=False)
+    for row, line in zip(rows, axes, strict=True):
+        _show(line[0], row.support_image, row.support_mask, TRUTH)
+        _show(line[1], row.query_image)
+        _show(line[2], row.query_image, row.query_mask, TRUTH)
+        for name, ax in zip(names, line[3:], strict=True):
+            prediction = row.predictions[name]
+            _show(ax, row.query_image, prediction, PREDICTION)
+            union = int((prediction | row.query_mask).sum())
+            iou = int((prediction & row.query_mask).sum()) / max(union, 1)
+            ax.set_xlabel(f"IoU {100 * iou:.0f}", fontsize=9, color=INK, labelpad=3)
+        line[0].set_ylabel(row.title, fontsize=9, color=INK)
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title, fontsize=11, color=INK)
+    return figure
+
+
+def draw_losses(histories: Mapping[str, Sequence[float]], smoothing: float = 0.97) -> "Figure":
+    """Loss over iterations, one panel per model since their losses have different terms; raw and smoothed."""
+    figure_class = _figure_class()
+    figure = figure_class(figsize=(4.4 * len(histories), 3.2), layout="constrained")
+    for ax, (name, history) in zip(
+        figure.subplots(1, len(histories), squeeze=False)[0], histories.items(), strict=True
+    ):
+        steps = range(1, len(history) + 1)
+        ax.plot(steps, history, color="#b9cbe4", linewidth=0.7)
+        ax.plot(steps, _smooth(history, smoothing), color="#1f5fa8", linewidth=1.8)
+        ax.set_title(name, fontsize=11, color=INK)
+        ax.set_xlabel("iteration", color=INK)
+        ax.set_ylabel("training loss", color=INK)
+        ax.set_ylim(0, 1.05 * max(history))
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _smooth(values: Sequence[float], smoothing: float) -> list[float]:
+    """Exponential mean, corrected for its start."""
+    mean, weight, result = 0.0, 0.0, []
+    for value in values:
+        mean = smoothing * mean + (1 - smoothing) * value
+        weight = smoothing * weight + (1 - smoothing)
+        result.append(mean / weight)
+    return result
+
+
+def _show(ax: "Axes", image: Tensor, mask: Tensor | None = None, color: tuple[float, float, float] = TRUTH) -> None:
+    """The image; under a mask tinted and outlined, elsewhere paler."""
+    picture = denormalize(image)
+    if mask is not None:
+        tint = torch.tensor(color).view(3, 1, 1)
+        picture = torch.where(mask, 0.5 * picture + 0.5 * tint, 0.6 * picture + 0.4)
+    ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="antialiased")
+    if mask is not None and mask.any() and not mask.all():
+        ax.contour(mask.float().numpy(), levels=[0.5], colors=[color], linewidths=1.2)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def _figure_class() -> "type[Figure]":
+    try:
+        # The class itself and not pyplot, which keeps global state and may want a display.
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install matplotlib") from error
+    return Figure

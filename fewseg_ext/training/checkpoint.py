@@ -1,0 +1,70 @@
+"""Checkpoint files: a dictionary of plain values and tensors, so that loading one runs no code."""
+
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = 1
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint file holds."""
+
+    model: dict[str, Any]  # the model's `config`: what it takes to build it again
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    iteration: int = 0
+    history: list[float] = field(default_factory=list)  # the loss of every iteration
+    training: dict[str, Any] = field(default_factory=dict)  # the fields of the TrainingConfig
+
+
+def write_atomically(path: str | os.PathLike[str], write: Any) -> Path:
+    """Calls ``write(file)`` with a binary file beside ``path``, and renames it to ``path`` once it is on the disk.
+
+    Whoever reads ``path``, even after a crash, finds the old content or the new one, never a part.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files that only their owner can read.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
+    """Writes a checkpoint atomically."""
+    content = {"format": FORMAT, **vars(checkpoint)}
+    return write_atomically(path, lambda file: torch.save(content, file))
+
+
+def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Checkpoint:
+    """Reads a checkpoint. Only tensors and plain values are accepted, so a file from elsewhere cannot run code.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a checkpoint of this package.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"checkpoint not found: {path}")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises a different type for every way in which a file can be wrong
+        raise ValueError(f"{path} is not a checkpoint of fewseg_ext: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of fewseg_ext (format {FORMAT})")
+    return Checkpoint(**content)

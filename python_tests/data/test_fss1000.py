@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewseg_ext.data.fss1000 import FSS1000
+
+
+def write(folder, name, mask_value=255, size=(6, 4), mask_size=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (200, 100, 50)).save(folder / f"{name}.jpg")
+    if mask_value is not None:
+        Image.new("L", mask_size or size, mask_value).save(folder / f"{name}.png")
+
+
+def test_reads_images_and_labels(tmp_path):
+    write(tmp_path / "apple", "1", mask_value=0)
+    write(tmp_path / "banana", "1", mask_value=255)
+    data = FSS1000(tmp_path)
+    assert data.class_names == ["apple", "banana"]
+    image, labels = data.read(1, 0)
+    assert image.dtype == torch.uint8
+    assert image.shape == (3, 4, 6)
+    assert (image.float() - torch.tensor([200.0, 100.0, 50.0]).view(3, 1, 1)).abs().max() < 8
+    assert labels.dtype == torch.int16
+    assert (labels == 2).all()
+    assert (data.read(0, 0)[1] == 0).all()
+
+
+def test_foreground_begins_at_128(tmp_path):
+    (tmp_path / "apple").mkdir()
+    Image.new("RGB", (4, 1)).save(tmp_path / "apple" / "1.jpg")
+    Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8)).save(tmp_path / "apple" / "1.png")
+    assert FSS1000(tmp_path).read(0, 0)[1].tolist() == [[0, 0, 1, 1]]
+
+
+def test_a_thousand_classes_do_not_collide_with_the_ignore_label(tmp_path):
+    for number in range(260):
+        write(tmp_path / f"{number:03d}", "1", size=(2, 2))
+    assert (FSS1000(tmp_path).read(254, 0)[1] == 255).all()
+    assert (FSS1000(tmp_path).read(259, 0)[1] == 260).all()
+
+
+def test_images_are_in_order_of_their_numbers(tmp_path):
+    for name in ("10", "2", "1"):
+        write(tmp_path / "apple", name)
+    assert [path.name for path in FSS1000(tmp_path).files["apple"]] == ["1.jpg", "2.jpg", "10.jpg"]
+
+
+def test_folders_without_images_and_loose_files_are_skipped(tmp_path):
+    write(tmp_path / "apple", "1")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "readme.txt").write_text("hello")
+    assert FSS1000(tmp_path).class_names == ["apple"]
+
+
+def test_the_cache_answers_like_the_disk_and_does_not_read_twice(tmp_path):
+    write(tmp_path / "apple", "1")
+    plain, cached = FSS1000(tmp_path), FSS1000(tmp_path, cache=True)
+    first = cached.read(0, 0)
+    (tmp_path / "apple" / "1.png").unlink()
+    second = cached.read(0, 0)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    with pytest.raises(FileNotFoundError):
+        plain.read(0, 0)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"FSS-1000 folder not found: .*nowhere"):
+        FSS1000(tmp_path / "nowhere")
+
+
+def test_a_folder_without_classes_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no class folder with images and masks"):
+        FSS1000(tmp_path)
+
+
+def test_an_image_without_mask_is_named(tmp_path):
+    write(tmp_path / "apple", "1")
+    write(tmp_path / "apple", "2", mask_value=None)
+    with pytest.raises(ValueError, match=r"apple/2.jpg has no mask: expected 2.png"):
+        FSS1000(tmp_path)
+
+
+def test_a_mask_of_another_size_is_named(tmp_path):
+    write(tmp_path / "apple", "1", size=(6, 4), mask_size=(4, 6))
+    with pytest.raises(ValueError, match=r"apple/1.png is 4 x 6 pixels, but its image is 6 x 4"):
+        FSS1000(tmp_path)

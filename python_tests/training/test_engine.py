@@ -1,0 +1,181 @@
+import io
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from fewseg_ext.data.episodes import EpisodeDataset
+from fewseg_ext.models.biopt import BiOpt
+from fewseg_ext.models.conv4 import Conv4
+from fewseg_ext.training.checkpoint import load_checkpoint, save_checkpoint
+from fewseg_ext.training.engine import Trainer, TrainingConfig, TrainingDiverged
+
+
+class Colours:
+    """A red or green square, the object, on blue or grey ground."""
+
+    class_names = ("red", "green")
+
+    def num_images(self, class_id):
+        return 4
+
+    def read(self, class_id, index):
+        labels = torch.zeros(32, 32, dtype=torch.int16)
+        labels[4 + 2 * index : 18 + 2 * index, 6:24] = class_id + 1
+        image = torch.full((3, 32, 32), 40, dtype=torch.uint8)
+        image[2, labels == 0] = 60 + 40 * index
+        image[class_id, labels > 0] = 220
+        return image, labels
+
+
+def episodes(count=1000):
+    return EpisodeDataset(Colours(), count)
+
+
+def model():
+    torch.manual_seed(0)
+    return BiOpt(Conv4(out_channels=16, width=8), inner_steps=2)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_training_lowers_the_loss(optimizer):
+    lr = {"adamw": 3e-3, "sgd": 3e-2}[optimizer]
+    trainer = Trainer(model(), episodes(), TrainingConfig(iterations=30, batch_size=2, lr=lr, optimizer=optimizer))
+    history = trainer.run()
+    assert len(history) == trainer.iteration == 30
+    assert sum(history[-5:]) < 0.5 * sum(history[:5])
+
+
+def test_the_same_settings_give_the_same_weights():
+    def train(seed):
+        data = EpisodeDataset(Colours(), 1000, seed=seed)
+        trainer = Trainer(model(), data, TrainingConfig(iterations=4, batch_size=2))
+        return trainer.run(), trainer.model.state_dict()
+
+    first, second, other = train(0), train(0), train(1)
+    assert first[0] == second[0] != other[0]
+    assert all(torch.equal(first[1][key], second[1][key]) for key in first[1])
+
+
+def test_checkpoint_round_trip_is_exact(tmp_path):
+    trainer = Trainer(model(), episodes(), TrainingConfig(iterations=3, batch_size=2))
+    trainer.run()
+    loaded = load_checkpoint(save_checkpoint(tmp_path / "model.ckpt", trainer.checkpoint()))
+    again = BiOpt(Conv4(out_channels=16, width=8), inner_steps=2)
+    again.load_state_dict(loaded.weights)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), trainer.model.parameters(), strict=True))
+    assert (loaded.iteration, loaded.history) == (3, trainer.history)
+    assert loaded.model == trainer.model.config
+    assert loaded.training["iterations"] == 3
+    # What the optimiser remembers is there too: the next step is the same.
+    restored = Trainer(again, episodes(), trainer.config)
+    restored.optimizer.load_state_dict(loaded.optimizer)
+    restored.iteration = loaded.iteration
+    batch = torch.utils.data.default_collate([episodes()[6], episodes()[7]])
+    assert restored.step(batch) == trainer.step(batch)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), trainer.model.parameters(), strict=True))
+
+
+class Scripted(nn.Module):
+    """Has the loss values it is told to have, and notes which queries it sees."""
+
+    def __init__(self, values=(1.0,), pause=0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.values, self.pause, self.seen = values, pause, []
+
+    def forward(self, support_images, support_masks, query_images, query_masks):
+        time.sleep(self.pause)
+        self.seen.append(query_images.mean((1, 2, 3)))
+        return SimpleNamespace(loss=self.weight * self.values[(len(self.seen) - 1) % len(self.values)])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_training(value):
+    scripted = Scripted([1.0, value])
+    after_step = []
+    trainer = Trainer(scripted, episodes(), TrainingConfig(iterations=5, batch_size=1))
+    trainer.optimizer.register_step_post_hook(lambda *_: after_step.append(scripted.weight.item()))
+    with pytest.raises(TrainingDiverged, match=r"loss became (nan|inf) in iteration 2; a lower learning rate"):
+        trainer.run()
+    assert [scripted.weight.item()] == after_step
+
+
+def test_a_budget_of_seconds_is_kept():
+    trainer = Trainer(Scripted(pause=0.02), episodes(), TrainingConfig(seconds=0.5, batch_size=1))
+    trainer.run()
+    assert 0.5 <= trainer.seconds < 2
+    assert 3 <= trainer.iteration <= 25
+
+
+def test_batches_are_consecutive_and_wrap_around():
+    data = episodes(5)
+    queries = [data[i]["query_images"].mean() for i in range(5)]
+    scripted = Scripted()
+    Trainer(scripted, data, TrainingConfig(iterations=4, batch_size=2)).run()
+    expected = [queries[i % 5] for i in range(8)]
+    torch.testing.assert_close(torch.cat(scripted.seen), torch.stack(expected))
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    config = TrainingConfig(iterations=10, warmup=0.2)
+    factors = [config.lr_factor(done) for done in (0.0, 0.1, 0.2, 0.6, 1.0, 1.5)]
+    assert factors == pytest.approx([0.1, 0.55, 1.0, 0.5, 0.0, 0.0])
+    assert TrainingConfig(iterations=10, warmup=0.0).lr_factor(0.0) == 1.0
+
+
+def test_the_schedule_reaches_the_optimizer():
+    rates = []
+    trainer = Trainer(Scripted(), episodes(), TrainingConfig(iterations=4, batch_size=1, lr=0.5, warmup=0.0))
+    trainer.optimizer.register_step_post_hook(lambda o, *_: rates.append(o.param_groups[0]["lr"]))
+    trainer.run()
+    assert rates == pytest.approx([0.5, 0.4267767, 0.25, 0.0732233])
+
+
+def test_backbone_and_head_have_their_own_learning_rates():
+    config = TrainingConfig(iterations=2, batch_size=1, lr=0.5, head_lr=0.01, warmup=0.0)
+    trainer = Trainer(model(), episodes(), config)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.step(torch.utils.data.default_collate([episodes()[0]]))
+    # The first step of AdamW moves every weight with a gradient by the learning rate, whatever the gradient is.
+    moved = {
+        name: (p.detach() - before[name] * (1 - config.weight_decay * rate)).abs().max().item() / rate
+        for name, p in trainer.model.named_parameters()
+        for rate in [0.5 if name.startswith("backbone.") else 0.01]
+    }
+    assert len(moved) > 4
+    assert moved == pytest.approx(dict.fromkeys(moved, 1.0), rel=0.01)
+
+
+def test_the_bar_shows_loss_speed_and_time_left():
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=140)
+    Trainer(Scripted([0.625]), episodes(), TrainingConfig(iterations=4, batch_size=1), console=console).run("fitting")
+    shown = stream.getvalue()
+    for part in ("fitting", "4/4", "loss 0.62", "it/s", "left"):
+        assert part in shown
+
+
+def test_without_console_nothing_is_shown(capsys):
+    Trainer(Scripted(), episodes(), TrainingConfig(iterations=2, batch_size=1)).run()
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "either iterations or seconds"),
+        ({"iterations": 1, "seconds": 1.0}, "either iterations or seconds"),
+        ({"iterations": 0}, "budget must be positive"),
+        ({"seconds": -1.0}, "budget must be positive"),
+        ({"iterations": 1, "optimizer": "magic"}, "'magic'"),
+        ({"iterations": 1, "batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(**fields)
