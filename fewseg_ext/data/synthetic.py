@@ -41,7 +41,7 @@ class SyntheticConfig:
     light: 0 makes them alike, 1 is the default."""
 
     seed: int = 0
-    train_classes: int = 60
+    train_classes: int = 100
     unseen_classes: int = 20
     images_per_class: int = 10
     size: int = 128

@@ -53,8 +53,13 @@ def draw_grid(rows: Sequence[GridRow]) -> "Figure":
     return figure
 
 
-def draw_losses(histories: Mapping[str, Sequence[float]], smoothing: float = 0.97) -> "Figure":
-    """Loss over iterations, one panel per model since their losses have different terms; raw and smoothed."""
+def draw_losses(
+    histories: Mapping[str, Sequence[float]], switches: Mapping[str, int] | None = None, smoothing: float = 0.97
+) -> "Figure":
+    """Loss over iterations, one panel per model since their losses have different terms; raw and smoothed.
+
+    ``switches`` marks the iteration from which a model trains with all terms of its loss, a jump that is no failure.
+    """
     figure_class = _figure_class()
     figure = figure_class(figsize=(4.4 * len(histories), 3.2), layout="constrained")
     for ax, (name, history) in zip(
@@ -63,6 +68,9 @@ def draw_losses(histories: Mapping[str, Sequence[float]], smoothing: float = 0.9
         steps = range(1, len(history) + 1)
         ax.plot(steps, history, color="#b9cbe4", linewidth=0.7)
         ax.plot(steps, _smooth(history, smoothing), color="#1f5fa8", linewidth=1.8)
+        if switches and 0 < switches.get(name, 0) < len(history):
+            ax.axvline(switches[name], color=INK, linewidth=0.8, linestyle=":")
+            ax.text(switches[name], 1.0 * max(history), " all terms", fontsize=8, color=INK, va="top")
         ax.set_title(name, fontsize=11, color=INK)
         ax.set_xlabel("iteration", color=INK)
         ax.set_ylabel("training loss", color=INK)

@@ -217,7 +217,7 @@ def _timm_backbone(name: str, weights: str | os.PathLike[str] | None) -> nn.Modu
     options: dict[str, Any] = {"features_only": True, "pretrained": weights is not None}
     if weights is not None and _is_path(weights):
         # timm loads the layers that a feature extractor keeps and does not mind the rest; the whole model minds.
-        full = timm.create_model(plain, num_classes=0)
+        full: Any = timm.create_model(plain, num_classes=0)
         heads = full.pretrained_cfg.get("classifier") or ()
         load_weights(
             full, read_weights(weights), tuple(f"{h}." for h in ([heads] if isinstance(heads, str) else heads))
@@ -232,7 +232,9 @@ def _timm_backbone(name: str, weights: str | os.PathLike[str] | None) -> nn.Modu
         raise ValueError(f"backbone: {name!r} has no feature map of stride 16 or finer, only {reductions}")
     index = usable[-1]
     channels_last = str(getattr(model, "output_fmt", "")).endswith("NHWC")
-    frozen = timm.layers.freeze_batch_norm_2d(model)
+    from timm.layers.norm_act import freeze_batch_norm_2d
+
+    frozen = freeze_batch_norm_2d(model)
     return TimmBackbone(frozen, index, channels_last, channels[index], reductions[index])
 
 

@@ -25,6 +25,8 @@ class TrainingConfig:
 
     A budget in iterations repeats bit for bit on one machine; one in seconds does as many iterations as fit. The
     learning rate rises over the first ``warmup`` part of the budget and falls to zero along a cosine over the rest.
+    During the first ``support_first`` part only the loss of the support prototypes trains, the term that all prototype
+    models have: features first, then what is built on them.
     """
 
     iterations: int | None = None
@@ -36,6 +38,7 @@ class TrainingConfig:
     weight_decay: float = 1e-4
     momentum: float = 0.9  # of sgd
     warmup: float = 0.05
+    support_first: float = 0.0
     max_grad_norm: float | None = 5.0
     num_workers: int = 0
     seed: int = 0
@@ -120,7 +123,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_lr"] * self.config.lr_factor(self._done())
         keys = ("support_images", "support_masks", "query_images", "query_masks")
-        loss: Tensor = self.model(*(batch[key].to(self.device) for key in keys)).loss
+        output = self.model(*(batch[key].to(self.device) for key in keys))
+        loss: Tensor = output.losses["support"] if self._done() < self.config.support_first else output.loss
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingDiverged(

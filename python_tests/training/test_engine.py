@@ -179,3 +179,24 @@ def test_without_console_nothing_is_shown(capsys):
 def test_settings_that_make_no_sense_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         TrainingConfig(**fields)
+
+
+def test_support_first_trains_the_support_term_alone_to_begin_with():
+    class Output:
+        def __init__(self, weight):
+            self.losses = {"support": weight.pow(2).sum(), "final": (weight - 5).pow(2).sum()}
+            self.loss = sum(self.losses.values())
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, *_):
+            return Output(self.weight)
+
+    batch = dict.fromkeys(("support_images", "support_masks", "query_images", "query_masks"), torch.zeros(1))
+    trainer = Trainer(Model(), [0] * 4, TrainingConfig(iterations=4, batch_size=1, support_first=0.5))
+    trainer.iteration = 1
+    assert trainer.step(batch) == pytest.approx(1.0)
+    assert trainer.step(batch) > 10
