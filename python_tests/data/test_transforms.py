@@ -1,6 +1,7 @@
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,4 +60,6 @@ def test_importing_the_data_modules_does_not_import_torchvision():
         "import sys, fewseg_ext.data.episodes, fewseg_ext.data.fss1000, fewseg_ext.data.transforms;"
         "sys.exit('torchvision' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    # From another folder than the root, where `python -c` would find the package without its kernels.
+    result = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False)
+    assert result.returncode == 0
