@@ -2,9 +2,9 @@
 
 The pictures of a class drift in appearance, the case that BiOpt is made for (see `fewseg_ext.data.synthetic`). BiOpt
 trains for a fixed number of iterations, the first part of them on the support prototypes alone, as the baseline does
-all the time; the baseline, with the same backbone from the same initial weights, the same episodes and the same optimiser,
-trains for as many seconds as BiOpt took, so it does more iterations. All models are scored on the same episodes of the
-unseen classes, which play no part in the training.
+all the time; the baseline, with the same backbone from the same initial weights, the same episodes and the same
+optimiser, trains for as many seconds as BiOpt took, so it does more iterations. All models are scored on the same
+episodes of the unseen classes, which play no part in the training.
 """
 
 import json
