@@ -11,6 +11,7 @@ import torch
 
 import fewseg_ext
 from fewseg_ext import _info
+from fewseg_ext.ops import _library
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(fewseg_ext.__file__).parent
@@ -91,3 +92,18 @@ def test_the_library_needs_libtorch_and_no_path() -> None:
     assert not any("python" in name or "cuda" in name or "libtorch.so" in name for name in needed)
     assert "RPATH" not in output
     assert "RUNPATH" not in output
+
+
+@pytest.mark.parametrize("op", ["masked_avg_pool", "cosine_logits", "cosine_cross_entropy", "inner_opt"])
+def test_cuda_tensors_find_kernels_or_an_explanation(op: str) -> None:
+    """A build without CUDA kernels says how to get them, instead of the dispatcher's list of backends."""
+    for name in (op, f"_{op}_forward", f"_{op}_backward"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fewseg::{name}", "CUDA")
+    with pytest.raises(NotImplementedError, match=rf"fewseg_ext.{op}: got CUDA tensors.*FEWSEG_CUDA=ON"):
+        _library._without_cuda(op)(torch.ones(1))
+
+
+def test_cuda_kernels_are_used_where_they_were_built_and_torch_has_cuda() -> None:
+    built = (PACKAGE / "libfewseg_ops_cuda.so").is_file()
+    assert built == (_info.build()["cuda_architectures"] != "")
+    assert _library.has_cuda_kernels == (built and torch.version.cuda is not None)
