@@ -4,23 +4,11 @@
 #include <cmath>
 #include <vector>
 
-#include "../common/tensors.h"
+#include "../common/arguments.h"
 #include "instruction_set.h"
 #include "parallel.h"
 
 namespace fewseg {
-
-inline void check_cosine_arguments(const char* op, const Tensor& features, const Tensor& prototypes) {
-  check(features.dim() == 4, op, "features must be [B,C,H,W], got ", features.dim(), " dimensions");
-  check(prototypes.dim() == 3, op, "prototypes must be [B,K,C], got ", prototypes.dim(), " dimensions");
-  check(prototypes.is_cpu(), op, "prototypes must be on the CPU, where features is");
-  check(prototypes.size(0) == features.size(0), op, "features has ", features.size(0), " tasks and prototypes ",
-        prototypes.size(0));
-  check(prototypes.size(1) >= 1, op, "prototypes must hold at least one class");
-  check(prototypes.size(2) == features.size(1), op, "features has ", features.size(1), " channels and prototypes ",
-        prototypes.size(2));
-  check(features.size(2) > 0 && features.size(3) > 0, op, "features must have at least one pixel");
-}
 
 // p_k and 1/|P_k| of contiguous prototypes [B,K,C]; zero where |P_k| <= 1e-12.
 template <class A>

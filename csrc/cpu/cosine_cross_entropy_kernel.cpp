@@ -16,15 +16,6 @@ namespace {
 
 constexpr const char* kOp = "fewseg::cosine_cross_entropy";
 
-enum class Reduction { mean, sum, per_task };
-
-Reduction parse_reduction(const std::string& reduction) {
-  if (reduction == "mean") return Reduction::mean;
-  if (reduction == "sum") return Reduction::sum;
-  check(reduction == "per_task", kOp, "reduction must be \"mean\", \"sum\" or \"per_task\", got \"", reduction, "\"");
-  return Reduction::per_task;
-}
-
 // A batch's labels, converted and counted.
 struct Labels {
   std::vector<int32_t> classes;
@@ -40,10 +31,10 @@ struct Labels {
   }
 
   // What a task's summed loss is divided by.
-  double divisor(Reduction reduction, int64_t task) const {
-    if (reduction == Reduction::sum) return 1;
+  double divisor(Divisor reduction, int64_t task) const {
+    if (reduction == Divisor::one) return 1;
     int64_t count = 0;
-    if (reduction == Reduction::per_task)
+    if (reduction == Divisor::task)
       count = valid[task];
     else
       for (const int64_t n : valid) count += n;
@@ -71,7 +62,7 @@ CrossEntropyRows<A> rows_of_task(const FeatureMap& map, const std::vector<A>& up
 
 template <class S>
 void forward(const FeatureMap& map, const Tensor& prototypes, const Tensor& target, double scale, int64_t ignore_index,
-             Reduction reduction, Tensor& loss, Tensor& cosine, Tensor& inverse_norm) {
+             Divisor reduction, Tensor& loss, Tensor& cosine, Tensor& inverse_norm) {
   using A = Accumulator<S>;
   const auto& body = kernel_table().cosine.of(A{});
   const int64_t B = map.batch, K = prototypes.size(1), h = target.size(1), w = target.size(2);
@@ -96,16 +87,16 @@ void forward(const FeatureMap& map, const Tensor& prototypes, const Tensor& targ
     double task_loss = 0;
     for (int64_t y = 0; y < h; ++y) task_loss += row_loss[task * h + y];
     task_loss /= labels.divisor(reduction, task);
-    if (reduction == Reduction::per_task) result[task] = A(task_loss);
+    if (reduction == Divisor::task) result[task] = A(task_loss);
     total += task_loss;
   }
-  if (reduction != Reduction::per_task) result[0] = A(total);
+  if (reduction != Divisor::task) result[0] = A(total);
 }
 
 // dLoss/dc [B,K,N]: the residuals of the target's rows, pulled down along y and then along x.
 template <class A>
 std::vector<A> pull_down(const FeatureMap& map, const A* cosine, const A* gradient, const Tensor& target, int64_t K,
-                         double scale, int64_t ignore_index, Reduction reduction) {
+                         double scale, int64_t ignore_index, Divisor reduction) {
   const auto& body = kernel_table().cosine.of(A{});
   const auto& pool = kernel_table().masked_avg_pool.of(A{});
   const int64_t B = map.batch, H = map.height, W = map.width, h = target.size(1), w = target.size(2);
@@ -124,7 +115,7 @@ std::vector<A> pull_down(const FeatureMap& map, const A* cosine, const A* gradie
       const int64_t task = i / H, row = i % H;
       const int64_t* first = std::lower_bound(rows.begin, rows.begin + h, row);
       const int64_t* last = std::upper_bound(rows.begin, rows.begin + h, row);
-      const double factor = scale * double(gradient[reduction == Reduction::per_task ? task : 0]);
+      const double factor = scale * double(gradient[reduction == Divisor::task ? task : 0]);
       body.residual_rows(rows_of_task(map, upsampled, K, w, rows, labels, scale, task), first - rows.begin,
                          last - rows.begin, A(factor / labels.divisor(reduction, task)), scratch.data(),
                          to_row.data() + i * K * w, to_next.data() + i * K * w);
@@ -150,26 +141,19 @@ std::vector<A> pull_down(const FeatureMap& map, const A* cosine, const A* gradie
   return d_cosine;
 }
 
-void check_arguments(const Tensor& features, const Tensor& prototypes, const Tensor& target) {
-  check_cosine_arguments(kOp, features, prototypes);
-  check(target.dim() == 3, kOp, "target must be [B,h,w], got ", target.dim(), " dimensions");
-  check(target.is_cpu(), kOp, "target must be on the CPU, where features is");
-  check(target.size(0) == features.size(0), kOp, "features has ", features.size(0), " tasks and target ",
-        target.size(0));
-  check(target.size(1) > 0 && target.size(2) > 0, kOp, "target must have at least one pixel");
-}
-
 std::tuple<Tensor, Tensor, Tensor> cosine_cross_entropy_forward(const Tensor& features, const Tensor& prototypes,
                                                                 const Tensor& target, double scale,
                                                                 int64_t ignore_index, const std::string& reduction) {
-  check_arguments(features, prototypes, target);
-  const Reduction kind = parse_reduction(reduction);
+  check_features(kOp, features);
+  check_prototypes(kOp, features, prototypes);
+  check_target(kOp, features, target);
+  const Divisor kind = loss_divisor(kOp, reduction);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
   const Tensor plain_prototypes = as_contiguous(with_dtype(prototypes, accumulator));
   const Tensor plain_target = as_contiguous(target);
   std::vector<int64_t> size;
-  if (kind == Reduction::per_task) size.push_back(map.batch);
+  if (kind == Divisor::task) size.push_back(map.batch);
   Tensor loss = make(features, size, accumulator);
   Tensor cosine = make(features, {map.batch, prototypes.size(1), map.pixels}, accumulator);
   Tensor inverse_norm = make(features, {map.batch, map.pixels}, accumulator);
@@ -191,7 +175,7 @@ std::tuple<Tensor, Tensor> cosine_cross_entropy_backward(const Tensor& gradient,
                                                          const Tensor& cosine, const Tensor& inverse_norm, double scale,
                                                          int64_t ignore_index, const std::string& reduction,
                                                          bool needs_features, bool needs_prototypes) {
-  const Reduction kind = parse_reduction(reduction);
+  const Divisor kind = loss_divisor(kOp, reduction);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
   const Tensor plain_gradient = as_contiguous(with_dtype(gradient, accumulator));

@@ -10,7 +10,8 @@ constexpr const char* kOp = "fewseg::cosine_logits";
 
 std::tuple<Tensor, Tensor, Tensor> cosine_logits_forward(const Tensor& features, const Tensor& prototypes,
                                                          double scale) {
-  check_cosine_arguments(kOp, features, prototypes);
+  check_features(kOp, features);
+  check_prototypes(kOp, features, prototypes);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
   const Tensor plain_prototypes = as_contiguous(with_dtype(prototypes, accumulator));

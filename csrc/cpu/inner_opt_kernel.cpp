@@ -5,10 +5,9 @@
 // the batch. A task's pixels are cut into chunks of fixed size; one partial sum per chunk, added in order: the bits
 // depend neither on the batch nor on the number of threads.
 #include <algorithm>
-#include <cmath>
 #include <tuple>
 
-#include "../common/tensors.h"
+#include "../common/arguments.h"
 #include "instruction_set.h"
 #include "labels.h"
 #include "parallel.h"
@@ -18,12 +17,6 @@ namespace {
 
 constexpr const char* kOp = "fewseg::inner_opt";
 
-struct Settings {
-  int64_t steps, classes, ignore_index;
-  double lr, scale;
-  bool mean;
-};
-
 // --- one task's scratch and its steps --------------------------------------------------------------------------
 
 template <class S>
@@ -31,7 +24,7 @@ class Task {
  public:
   using A = Accumulator<S>;
 
-  Task(const FeatureMap& map, const Settings& settings)
+  Task(const FeatureMap& map, const InnerOptSettings& settings)
       : body_(kernel_table().inner_opt.of(S{})),
         map_(map),
         settings_(settings),
@@ -123,35 +116,13 @@ class Task {
 
   const InnerOptBodiesOf<S>& body_;
   const FeatureMap& map_;
-  const Settings& settings_;
+  const InnerOptSettings& settings_;
   const int64_t N_, C_, Cp_, K_, chunks_;
   A weight_ = 0;
   PackedTask<S> packed_{};
   std::vector<int32_t> target_;
   std::vector<A> unit_, prototype_inverse_norm_, difference_, partials_, direction_, b_;
 };
-
-// --- arguments -------------------------------------------------------------------------------------------------
-
-Settings check_arguments(const Tensor& features, const Tensor& prototypes, const Tensor& target, int64_t steps,
-                         double lr, double scale, int64_t ignore_index, const std::string& reduction) {
-  check(features.dim() == 4, kOp, "features must be [B,C,H,W], got ", features.dim(), " dimensions");
-  check(prototypes.dim() == 3, kOp, "prototypes must be [B,K,C], got ", prototypes.dim(), " dimensions");
-  check(target.dim() == 3, kOp, "target must be [B,H,W], got ", target.dim(), " dimensions");
-  check(prototypes.is_cpu() && target.is_cpu(), kOp, "prototypes and target must be on the CPU, where features is");
-  check(prototypes.size(0) == features.size(0) && target.size(0) == features.size(0), kOp, "features has ",
-        features.size(0), " tasks, prototypes ", prototypes.size(0), " and target ", target.size(0));
-  check(prototypes.size(1) >= 1, kOp, "prototypes must hold at least one class");
-  check(prototypes.size(2) == features.size(1), kOp, "features has ", features.size(1), " channels and prototypes ",
-        prototypes.size(2));
-  check(target.size(1) == features.size(2) && target.size(2) == features.size(3), kOp, "target must be ",
-        features.size(2), " x ", features.size(3), " like features, got ", target.size(1), " x ", target.size(2));
-  check(steps >= 0, kOp, "steps must not be negative, got ", steps);
-  check(std::isfinite(lr) && std::isfinite(scale), kOp, "lr and scale must be finite, got ", lr, " and ", scale);
-  check(reduction == "mean" || reduction == "sum", kOp, "reduction must be \"mean\" or \"sum\", got \"", reduction,
-        "\"");
-  return {steps, prototypes.size(1), ignore_index, lr, scale, reduction == "mean"};
-}
 
 // --- forward ---------------------------------------------------------------------------------------------------
 
@@ -161,7 +132,7 @@ struct Saved {
 };
 
 template <class S>
-void forward(const FeatureMap& map, const Tensor& prototypes, const Tensor& target, const Settings& settings,
+void forward(const FeatureMap& map, const Tensor& prototypes, const Tensor& target, const InnerOptSettings& settings,
              Tensor& result, Saved* saved) {
   using A = Accumulator<S>;
   const int64_t K = settings.classes, C = map.channels, Cp = padded(C), N = map.pixels;
@@ -186,8 +157,8 @@ void forward(const FeatureMap& map, const Tensor& prototypes, const Tensor& targ
   });
 }
 
-Tensor run_forward(const Tensor& features, const Tensor& prototypes, const Tensor& target, const Settings& settings,
-                   Saved* saved) {
+Tensor run_forward(const Tensor& features, const Tensor& prototypes, const Tensor& target,
+                   const InnerOptSettings& settings, Saved* saved) {
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
   const Tensor plain_prototypes = as_contiguous(with_dtype(prototypes, accumulator));
@@ -208,7 +179,8 @@ Tensor run_forward(const Tensor& features, const Tensor& prototypes, const Tenso
 
 Tensor inner_opt(const Tensor& features, const Tensor& prototypes, const Tensor& target, int64_t steps, double lr,
                  double scale, int64_t ignore_index, const std::string& reduction, bool /*second_order*/) {
-  const Settings settings = check_arguments(features, prototypes, target, steps, lr, scale, ignore_index, reduction);
+  const InnerOptSettings settings =
+      check_inner_opt(kOp, features, prototypes, target, steps, lr, scale, ignore_index, reduction);
   return run_forward(features, prototypes, target, settings, nullptr);
 }
 
@@ -216,7 +188,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> inner_opt_forward(const Tensor& featu
                                                              const Tensor& target, int64_t steps, double lr,
                                                              double scale, int64_t ignore_index,
                                                              const std::string& reduction) {
-  const Settings settings = check_arguments(features, prototypes, target, steps, lr, scale, ignore_index, reduction);
+  const InnerOptSettings settings =
+      check_inner_opt(kOp, features, prototypes, target, steps, lr, scale, ignore_index, reduction);
   Saved saved;
   Tensor result = run_forward(features, prototypes, target, settings, &saved);
   return {result, saved.trajectory, saved.h, saved.cosine};
@@ -226,7 +199,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> inner_opt_forward(const Tensor& featu
 
 template <class S>
 void backward(const FeatureMap& map, const Tensor& gradient, const Tensor& target, const Saved& saved,
-              const Settings& settings, Tensor& d_prototypes, Tensor* d_features) {
+              const InnerOptSettings& settings, Tensor& d_prototypes, Tensor* d_features) {
   using A = Accumulator<S>;
   const int64_t K = settings.classes, C = map.channels, Cp = padded(C), N = map.pixels, T = settings.steps;
   const int64_t vectors = K * C, cosines = (K - 1) * N, terms = 2 * (K - 1);
@@ -265,7 +238,7 @@ std::tuple<Tensor, Tensor> inner_opt_backward(const Tensor& gradient, const Tens
                                               const std::string& reduction, bool needs_features) {
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
-  const Settings settings{trajectory.size(1), gradient.size(1), ignore_index, lr, scale, reduction == "mean"};
+  const InnerOptSettings settings{trajectory.size(1), gradient.size(1), ignore_index, lr, scale, reduction == "mean"};
   const Saved saved{as_contiguous(trajectory), as_contiguous(h), as_contiguous(cosine)};
   const Tensor plain_gradient = as_contiguous(with_dtype(gradient, accumulator));
   const Tensor plain_target = as_contiguous(target);

@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <tuple>
 
+#include "../common/arguments.h"
 #include "../common/bilinear.h"
-#include "../common/tensors.h"
+
 #include "instruction_set.h"
 #include "parallel.h"
 
@@ -17,8 +18,7 @@ constexpr const char* kOp = "fewseg::masked_avg_pool";
 template <class A>
 BilinearResize<A> mask_to_features(const std::string& resize, int64_t h, int64_t w, int64_t H, int64_t W,
                                    bool adjoint) {
-  if (resize == "features") return BilinearResize<A>(H, W, h, w, !adjoint);
-  check(resize == "masks", kOp, "resize must be \"features\" or \"masks\", got \"", resize, "\"");
+  if (pools_by_adjoint(kOp, resize)) return BilinearResize<A>(H, W, h, w, !adjoint);
   return BilinearResize<A>(h, w, H, W, adjoint);
 }
 
@@ -122,17 +122,10 @@ void backward_masks(const Accumulator<S>* gradient, const Accumulator<S>* weight
   resize_planes(map, static_cast<const A*>(d_weights.data()), planes, mutable_data<A>(d_masks), body.resize_mask_row);
 }
 
-void check_arguments(const Tensor& features, const Tensor& masks) {
-  check(features.dim() == 4, kOp, "features must be [B,C,H,W], got ", features.dim(), " dimensions");
-  check(masks.dim() == 4, kOp, "masks must be [B,K,h,w], got ", masks.dim(), " dimensions");
-  check(features.size(0) == masks.size(0), kOp, "features has ", features.size(0), " tasks and masks has ",
-        masks.size(0));
-  check(masks.is_cpu(), kOp, "masks must be on the CPU, where features is");
-}
-
 std::tuple<Tensor, Tensor, Tensor> masked_avg_pool_forward(const Tensor& features, const Tensor& masks, double eps,
                                                            const std::string& resize) {
-  check_arguments(features, masks);
+  check_features(kOp, features);
+  check_masks(kOp, features, masks);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
   const Tensor plain_masks =

@@ -10,13 +10,6 @@ namespace {
 
 constexpr const char* kOp = "fewseg::cosine_cross_entropy";
 
-Divisor divisor_of(const std::string& reduction) {
-  if (reduction == "mean") return Divisor::batch;
-  if (reduction == "sum") return Divisor::one;
-  check(reduction == "per_task", kOp, "reduction must be \"mean\", \"sum\" or \"per_task\", got \"", reduction, "\"");
-  return Divisor::task;
-}
-
 template <class A>
 UpsampledCosines<A> look(const FeatureMap& map, const Tensor& cosine, int64_t K, const Tensor& target,
                          const DeviceLabels& labels, double scale) {
@@ -27,13 +20,10 @@ UpsampledCosines<A> look(const FeatureMap& map, const Tensor& cosine, int64_t K,
 std::tuple<Tensor, Tensor, Tensor> cosine_cross_entropy_forward(const Tensor& features, const Tensor& prototypes,
                                                                 const Tensor& target, double scale,
                                                                 int64_t ignore_index, const std::string& reduction) {
-  check_cosine_arguments(kOp, features, prototypes);
-  check(target.dim() == 3, kOp, "target must be [B,h,w], got ", target.dim(), " dimensions");
-  check(on_same_device(features, target), kOp, "target must be on the device of features");
-  check(target.size(0) == features.size(0), kOp, "features has ", features.size(0), " tasks and target ",
-        target.size(0));
-  check(target.size(1) > 0 && target.size(2) > 0, kOp, "target must have at least one pixel");
-  const Divisor divisor = divisor_of(reduction);
+  check_features(kOp, features);
+  check_prototypes(kOp, features, prototypes);
+  check_target(kOp, features, target);
+  const Divisor divisor = loss_divisor(kOp, reduction);
   const OnDevice device(features);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
@@ -70,7 +60,7 @@ std::tuple<Tensor, Tensor> cosine_cross_entropy_backward(const Tensor& gradient,
                                                          const Tensor& cosine, const Tensor& inverse_norm, double scale,
                                                          int64_t ignore_index, const std::string& reduction,
                                                          bool needs_features, bool needs_prototypes) {
-  const Divisor divisor = divisor_of(reduction);
+  const Divisor divisor = loss_divisor(kOp, reduction);
   const OnDevice device(features);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);

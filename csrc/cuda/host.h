@@ -1,8 +1,8 @@
-// What the host side of a CUDA operator needs besides common/tensors.h: the current stream, the device guard, and the
+// What the host side of a CUDA operator needs besides common/arguments.h: the current stream, the device guard, and the
 // choice of instantiation. The same host code runs in the emulator, where the tensors are on the CPU.
 #pragma once
 
-#include "../common/tensors.h"
+#include "../common/arguments.h"
 #include "device.h"
 #include "features.cuh"
 
@@ -35,10 +35,6 @@ class OnDevice {
   Stream stream_ = nullptr;
 #endif
 };
-
-inline bool on_same_device(const Tensor& a, const Tensor& b) {
-  return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
-}
 
 // Launches unless there is nothing to do.
 template <class... Parameters, class... Args>

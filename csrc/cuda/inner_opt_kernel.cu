@@ -1,6 +1,5 @@
 // GPU side of fewseg::inner_opt: one launch per step and task batch. What the numbers mean is in
 // csrc/ops/inner_opt.cpp.
-#include <cmath>
 #include <tuple>
 
 #include "cosine_host.h"
@@ -12,28 +11,6 @@ namespace {
 
 constexpr const char* kOp = "fewseg::inner_opt";
 
-struct Settings {
-  int64_t steps, ignore_index;
-  double lr, scale;
-  bool mean;
-};
-
-Settings check_arguments(const Tensor& features, const Tensor& prototypes, const Tensor& target, int64_t steps,
-                         double lr, double scale, int64_t ignore_index, const std::string& reduction) {
-  check_cosine_arguments(kOp, features, prototypes);
-  check(target.dim() == 3, kOp, "target must be [B,H,W], got ", target.dim(), " dimensions");
-  check(on_same_device(features, target), kOp, "target must be on the device of features");
-  check(target.size(0) == features.size(0), kOp, "features has ", features.size(0), " tasks and target ",
-        target.size(0));
-  check(target.size(1) == features.size(2) && target.size(2) == features.size(3), kOp, "target must be ",
-        features.size(2), " x ", features.size(3), " like features, got ", target.size(1), " x ", target.size(2));
-  check(steps >= 0, kOp, "steps must not be negative, got ", steps);
-  check(std::isfinite(lr) && std::isfinite(scale), kOp, "lr and scale must be finite, got ", lr, " and ", scale);
-  check(reduction == "mean" || reduction == "sum", kOp, "reduction must be \"mean\" or \"sum\", got \"", reduction,
-        "\"");
-  return {steps, ignore_index, lr, scale, reduction == "mean"};
-}
-
 // The device memory that the launches of one call share.
 template <class S>
 class Workspace {
@@ -41,7 +18,7 @@ class Workspace {
   using A = Accumulator<S>;
 
   Workspace(const OnDevice& device, const FeatureMap& map, int64_t classes, const Tensor& target,
-            const Settings& settings)
+            const InnerOptSettings& settings)
       : device_(device),
         map_(map),
         classes_(classes),
@@ -95,7 +72,7 @@ class Workspace {
   const OnDevice& device_;
   const FeatureMap& map_;
   const int64_t classes_;
-  const Settings settings_;
+  const InnerOptSettings settings_;
   const DeviceLabels labels_;
   const Tensor weight_, inverse_norm_;
   Tensor arrived_;
@@ -104,7 +81,7 @@ class Workspace {
 
 // trajectory [B,T+1,K,C] holds P^0 and receives P^1..P^T; h [B,T+1,K,C]; cosine [B,T,K-1,N] may be undefined.
 template <class S>
-void forward(const OnDevice& device, const FeatureMap& map, const Tensor& target, const Settings& settings,
+void forward(const OnDevice& device, const FeatureMap& map, const Tensor& target, const InnerOptSettings& settings,
              int64_t classes, const Tensor& trajectory, const Tensor& h, const Tensor* cosine) {
   using A = Accumulator<S>;
   const Workspace<S> work(device, map, classes, target, settings);
@@ -119,7 +96,8 @@ void forward(const OnDevice& device, const FeatureMap& map, const Tensor& target
 
 // Returns P^T; the saved tensors where they are asked for.
 std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& features, const Tensor& prototypes,
-                                                       const Tensor& target, const Settings& settings, bool save) {
+                                                       const Tensor& target, const InnerOptSettings& settings,
+                                                       bool save) {
   const OnDevice device(features);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
@@ -141,7 +119,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& features, c
 
 Tensor inner_opt(const Tensor& features, const Tensor& prototypes, const Tensor& target, int64_t steps, double lr,
                  double scale, int64_t ignore_index, const std::string& reduction, bool /*second_order*/) {
-  const Settings settings = check_arguments(features, prototypes, target, steps, lr, scale, ignore_index, reduction);
+  const InnerOptSettings settings =
+      check_inner_opt(kOp, features, prototypes, target, steps, lr, scale, ignore_index, reduction);
   return std::get<0>(run_forward(features, prototypes, target, settings, false));
 }
 
@@ -149,7 +128,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> inner_opt_forward(const Tensor& featu
                                                              const Tensor& target, int64_t steps, double lr,
                                                              double scale, int64_t ignore_index,
                                                              const std::string& reduction) {
-  const Settings settings = check_arguments(features, prototypes, target, steps, lr, scale, ignore_index, reduction);
+  const InnerOptSettings settings =
+      check_inner_opt(kOp, features, prototypes, target, steps, lr, scale, ignore_index, reduction);
   auto [result, trajectory, h, cosine] = run_forward(features, prototypes, target, settings, true);
   // The schema promises P^0..P^{T-1} and h^0..h^{T-1}.
   Tensor before =
@@ -163,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> inner_opt_forward(const Tensor& featu
 }
 
 template <class S>
-void backward(const OnDevice& device, const FeatureMap& map, const Tensor& target, const Settings& settings,
+void backward(const OnDevice& device, const FeatureMap& map, const Tensor& target, const InnerOptSettings& settings,
               int64_t classes, const Tensor& trajectory, const Tensor& h, const Tensor& cosine, const Tensor& v,
               Tensor* d_features) {
   using A = Accumulator<S>;
@@ -191,7 +171,7 @@ std::tuple<Tensor, Tensor> inner_opt_backward(const Tensor& gradient, const Tens
   const OnDevice device(features);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
-  const Settings settings{trajectory.size(1), ignore_index, lr, scale, reduction == "mean"};
+  const InnerOptSettings settings{trajectory.size(1), gradient.size(1), ignore_index, lr, scale, reduction == "mean"};
   Tensor d_prototypes = make(features, {map.batch, gradient.size(1), map.channels}, accumulator);
   torch::stable::copy_(d_prototypes, gradient);
   Tensor d_features = needs_features ? map.empty_like() : make(features, {0}, type);

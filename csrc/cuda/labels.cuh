@@ -2,6 +2,7 @@
 // for the GPU; it never reaches an index, and its task's weight becomes NaN.
 #pragma once
 
+#include "../common/divisor.h"
 #include "reduce.cuh"
 
 namespace fewseg {
@@ -30,9 +31,7 @@ __global__ void convert_labels_kernel(const Label* labels, int64_t count, int64_
   }
 }
 
-// weight[task] = factor / divisor, NaN for a task with a wrong label. The divisor: 1 for a sum, the task's valid pixels
-// (at least one), or those of the whole batch.
-enum class Divisor { one, task, batch };
+// weight[task] = factor / divisor, NaN for a task with a wrong label.
 
 template <class A>
 __global__ void task_weights_kernel(const int* counts, int tasks, double factor, Divisor divisor, A* weight) {

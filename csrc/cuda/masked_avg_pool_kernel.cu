@@ -20,20 +20,15 @@ void resize(const OnDevice& device, const In* input, int64_t planes, int64_t fro
 
 std::tuple<Tensor, Tensor, Tensor> masked_avg_pool_forward(const Tensor& features, const Tensor& masks, double eps,
                                                            const std::string& resize_what) {
-  check(features.dim() == 4, kOp, "features must be [B,C,H,W], got ", features.dim(), " dimensions");
-  check(masks.dim() == 4, kOp, "masks must be [B,K,h,w], got ", masks.dim(), " dimensions");
-  check(on_same_device(features, masks), kOp, "masks must be on the device of features");
-  check(features.size(0) == masks.size(0), kOp, "features has ", features.size(0), " tasks and masks has ",
-        masks.size(0));
-  check(resize_what == "features" || resize_what == "masks", kOp, "resize must be \"features\" or \"masks\", got \"",
-        resize_what, "\"");
+  check_features(kOp, features);
+  check_masks(kOp, features, masks);
+  const bool adjoint = pools_by_adjoint(kOp, resize_what);
   const OnDevice device(features);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
   const bool is_bool = masks.scalar_type() == ScalarType::Bool;
   const Tensor plain_masks = as_contiguous(is_bool ? masks : with_dtype(masks, accumulator));
   const int64_t K = masks.size(1), planes = map.batch * K, h = masks.size(2), w = masks.size(3);
-  check(h > 0 && w > 0 && map.pixels > 0, kOp, "features and masks must have at least one pixel");
 
   Tensor prototypes = make(features, {map.batch, K, map.channels}, accumulator);
   Tensor weights = make(features, {map.batch, K, map.pixels}, accumulator);
@@ -41,7 +36,6 @@ std::tuple<Tensor, Tensor, Tensor> masked_avg_pool_forward(const Tensor& feature
   dispatch_floating(type, kOp, "features", [&](auto storage) {
     using S = decltype(storage);
     using A = Accumulator<S>;
-    const bool adjoint = resize_what == "features";
     A* out = mutable_data<A>(weights);
     if (is_bool)
       resize(device, data<bool>(plain_masks), planes, h, w, map.height, map.width, adjoint, out);
@@ -80,7 +74,7 @@ std::tuple<Tensor, Tensor> masked_avg_pool_backward(const Tensor& gradient, cons
     run(device, weights_backward_kernel<A>, plan_rows<A>(planes), data<A>(weights), data<A>(inverse_mass), map.pixels,
         mutable_data<A>(d_weights));
     resize(device, data<A>(d_weights), planes, map.height, map.width, mask_h, mask_w,
-           /*adjoint=*/resize_what == "masks", mutable_data<A>(d_masks));
+           !pools_by_adjoint(kOp, resize_what), mutable_data<A>(d_masks));
   });
   return {d_features, d_masks};
 }
