@@ -1,6 +1,6 @@
 """The demonstration: generate classes, train BiOpt and its baseline for the same time, segment classes never seen.
 
-The pictures of a class drift in appearance, the case that BiOpt is made for (see `fewseg_ext.data.synthetic`). BiOpt
+The pictures of a class drift in appearance, the case that BiOpt is meant for (see `fewseg_ext.data.synthetic`). BiOpt
 trains for a fixed number of iterations, the first part of them on the support prototypes alone, as the baseline does
 all the time; the baseline, with the same backbone from the same initial weights, the same episodes and the same
 optimiser, trains for as many seconds as BiOpt took, so it does more iterations. All models are scored on the same
@@ -35,13 +35,14 @@ from fewseg_ext.training.engine import Trainer, TrainingConfig
 
 BACKBONE = "conv4"
 # About two minutes for BiOpt on two cores.
-ITERATIONS = 1800
-# Of the backbone; the baseline does as well at 2e-3, BiOpt a little better at this.
+ITERATIONS = 1500
+# Of the backbone; the baseline did equally well at 2e-3 and 4e-3.
 LEARNING_RATE = 4e-3
-# Of BiOpt's weight generator, which learns well before the features have settled.
+# Of BiOpt's weight generator: at the backbone's rate it learns the training classes by heart.
 HEAD_LEARNING_RATE = 3e-4
-# BiOpt's inner loop teaches little while support prototypes find next to nothing.
-SUPPORT_FIRST = 0.6
+# At this size most of BiOpt's gain is there as soon as its init module and inner loop work on features that are good for
+# prototypes; training through them from the start gained less, in runs on seeds 0 and 1.
+SUPPORT_FIRST = 0.9
 BATCH_SIZE = 8
 TEST_EPISODES = 400
 # More episodes than any demo draws, so that the training never sees one twice.
@@ -173,7 +174,7 @@ def run_demo(
 def run_demo_seeds(
     out_dir: str | os.PathLike[str],
     *,
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] = (10, 11, 12),
     console: Console | None = None,
     **options: Any,
 ) -> list[DemoReport]:

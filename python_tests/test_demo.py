@@ -77,8 +77,11 @@ def test_several_seeds_print_mean_and_spread(tmp_path):
 
 @pytest.mark.slow
 def test_biopt_learns_and_beats_its_baseline_over_three_seeds(tmp_path):
-    """The goal of the demonstration, on unseen classes. About a quarter of an hour on two cores."""
+    """The goal of the demonstration, on unseen classes. About a quarter of an hour on two cores.
+
+    Generator and settings were chosen by looking at seeds 0 and 1, so the goal is held to on others.
+    """
     console = Console()
-    summary = summarize(run_demo_seeds(tmp_path, seeds=(0, 1, 2), console=console))
+    summary = summarize(run_demo_seeds(tmp_path, seeds=(10, 11, 12), console=console))
     assert summary["gain_over_untrained"]["mean"] >= 10
     assert summary["gain_over_baseline"]["mean"] >= 2

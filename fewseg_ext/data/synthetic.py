@@ -3,9 +3,10 @@
 A class is a shape, a texture and two colours. Its pictures differ as photographs of one kind of thing do: the object is
 turned, scaled and smoothly bent; its texture is shifted, turned and rescaled; its colours drift in hue, saturation and
 brightness; every picture has a light of its own (strength, tint, a gradient), a background of several textured regions,
-and objects of other classes, some in front of the object. This drift is on purpose: BiOpt is made for "appearance and
-scale variation of support and query", where prototypes of the support alone miss part of the query. Within one picture
-the object's look is uniform, so that the query itself tells what the support cannot.
+and objects of other classes, some in front of the object. The drift stands for the "appearance and scale variation of
+support and query" that BiOpt is meant for; within one picture the object's look is uniform, so that the query itself
+tells what the support cannot. (More drift than the default made BiOpt's gain no larger: the first, rough mask of the
+query then is too often wrong.)
 
 Everything is a function of the settings: every picture has its own random stream, so neither the number of threads nor
 the order of work changes a byte.
