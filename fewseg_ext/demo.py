@@ -40,8 +40,8 @@ ITERATIONS = 1500
 LEARNING_RATE = 4e-3
 # Of BiOpt's weight generator: at the backbone's rate it learns the training classes by heart.
 HEAD_LEARNING_RATE = 3e-4
-# At this size most of BiOpt's gain is there as soon as its init module and inner loop work on features that are good for
-# prototypes; training through them from the start gained less, in runs on seeds 0 and 1.
+# At this size most of BiOpt's gain is there as soon as its init module and inner loop work on features that are good
+# for prototypes; training through them from the start gained less, in runs on seeds 0 and 1.
 SUPPORT_FIRST = 0.9
 BATCH_SIZE = 8
 TEST_EPISODES = 400
