@@ -6,7 +6,7 @@ struct LaneOf;
 template <>
 struct LaneOf<2> {
   typedef std::uint16_t Element;
-  static constexpr int kBytes = FEWSEG_VECTOR_BYTES > 32 ? 32 : FEWSEG_VECTOR_BYTES;
+  static constexpr int kBytes = least(FEWSEG_VECTOR_BYTES, 32);
 };
 template <>
 struct LaneOf<4> {

@@ -259,10 +259,6 @@ static inline A inverse_root(A square) {
 }
 
 template <class T>
-static inline T least(T x, T y) {
+static constexpr T least(T x, T y) {
   return x < y ? x : y;
-}
-template <class T>
-static inline T greatest(T x, T y) {
-  return x > y ? x : y;
 }

@@ -25,7 +25,9 @@ class OnDevice {
 #else
   explicit OnDevice(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    // The macros that check such a call have other names in other versions of torch.
+    const AOTITorchError error = aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream);
+    check(error == AOTI_TORCH_SUCCESS, "fewseg", "torch has no current CUDA stream");
     stream_ = static_cast<Stream>(stream);
   }
   Stream stream() const { return stream_; }
