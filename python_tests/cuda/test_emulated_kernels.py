@@ -95,9 +95,11 @@ def test_op_tests_under_address_sanitizer(tmp_path: Path) -> None:
     ]
     build = ["-C", f"build-dir={tmp_path / 'build'}"]
     subprocess.run([*install, *build, *defines, str(ROOT)], check=True, timeout=1200)
-    runtime = subprocess.run(
-        ["c++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    # libstdc++ too: AddressSanitizer looks for __cxa_throw when the process starts, and Python does not link it.
+    runtime = " ".join(
+        subprocess.run(["c++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so.6")
+    )
     environment = {**os.environ, "PYTHONPATH": str(target), "LD_PRELOAD": runtime}
     # Python and torch leak on purpose; the emulator's fibers are annotated.
     environment["ASAN_OPTIONS"] = "detect_leaks=0:detect_stack_use_after_return=0"
