@@ -39,8 +39,7 @@ $(VENV)/installed: $(VENV)/tools $(SOURCES)
 	$(BIN)/pip install --quiet --no-build-isolation --no-deps -C cmake.define.FEWSEG_BUILD_TESTS=ON .
 	touch $@
 
-# `pytest` and not `python -m pytest`: the latter would put the source folder, which has no compiled kernels, before the
-# installed package.
+# `pytest` and not `python -m pytest`: the latter would test the source folder instead of the installed package.
 # Two processes, each with one thread of torch's: shorter than one process with two threads.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile --durations=8

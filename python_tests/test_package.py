@@ -58,6 +58,14 @@ def test_without_the_library_the_import_says_how_to_build(tmp_path: Path) -> Non
     assert "pip install ." in result.stderr
 
 
+def test_import_in_the_source_folder_finds_the_installed_kernels() -> None:
+    """`python -c` in the root finds the source package first."""
+    code = "import fewseg_ext, torch; print(fewseg_ext.__file__, torch.ops.fewseg._instruction_sets())"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert str(ROOT / "fewseg_ext") in result.stdout
+
+
 def test_a_broken_library_is_an_import_error(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "fewseg_ext", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "fewseg_ext" / "libfewseg_ops.so").write_bytes(b"not a library")

@@ -5,6 +5,7 @@ kernels; autograd, autocast and the shape rules (fake kernels) are registered fr
 """
 
 import os
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,21 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _BAD_LABEL = "target has the label"
 
 
+def _find(name: str) -> Path:
+    """A library of this package. Python that runs in the source folder finds the package there before the installed
+    one, and the kernels only in the latter."""
+    if not (_PACKAGE / name).is_file() and (_PACKAGE.parent / "CMakeLists.txt").is_file():
+        return Path(sysconfig.get_path("platlib"), "fewseg_ext", name)
+    return _PACKAGE / name
+
+
 def _load(name: str) -> None:
-    path = _PACKAGE / name
+    path = _find(name)
     if not path.is_file():
         raise ImportError(
             f"fewseg_ext's native library is missing ({name} is not beside the package). Build and install it "
-            "with `pip install .` from the source folder; running from the source folder without installing does not "
-            "work, because the kernels have to be compiled."
+            "with `pip install .` from the source folder; the sources alone do not work, because the kernels have to "
+            "be compiled."
         )
     try:
         torch.ops.load_library(path)
@@ -43,7 +52,7 @@ def _load_all() -> bool:
         return False
     _load("libfewseg_ops.so")
     # The CUDA library needs libtorch_cuda, which a CPU torch does not have; a GPU it does not need to be loaded.
-    if torch.version.cuda is None or not (_PACKAGE / "libfewseg_ops_cuda.so").is_file():
+    if torch.version.cuda is None or not _find("libfewseg_ops_cuda.so").is_file():
         return False
     _load("libfewseg_ops_cuda.so")
     return True
