@@ -41,12 +41,12 @@ const InstructionSet* instruction_sets(int& count) {
   return sets;
 }
 
-std::string names(bool usable_only) {
+std::string usable_names() {
   int count = 0;
   const InstructionSet* sets = instruction_sets(count);
   std::string result;
   for (int i = 0; i < count; ++i) {
-    if (usable_only && !sets[i].usable) continue;
+    if (!sets[i].usable) continue;
     if (!result.empty()) result += ',';
     result += sets[i].table->name;
   }
@@ -72,13 +72,8 @@ const KernelTable& kernel_table() {
   return table;
 }
 
-const char* built_instruction_sets() {
-  static const std::string text = names(false);
-  return text.c_str();
-}
-
 const char* usable_instruction_sets() {
-  static const std::string text = names(true);
+  static const std::string text = usable_names();
   return text.c_str();
 }
 

@@ -22,8 +22,7 @@ struct KernelTable {
 // that set is unknown, was not built, or does not run here.
 const KernelTable& kernel_table();
 
-// Comma-separated names: of the sets that were built, and of those that this processor runs.
-const char* built_instruction_sets();
+// Comma-separated names of the sets that this processor runs, the best first.
 const char* usable_instruction_sets();
 
 }  // namespace fewseg

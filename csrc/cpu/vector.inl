@@ -110,14 +110,6 @@ static inline void narrow(float x, Half& to) {
   __builtin_memcpy(&to, &half, 2);
 }
 
-template <class S>
-static inline Block<Accumulator<S>> load_part(const S* p, int count) {
-  using A = Accumulator<S>;
-  A values[kBlock] = {};
-  for (int i = 0; i < count; ++i) values[i] = widen(p[i]);
-  return load(values);
-}
-
 template <class A>
 static inline void store(A* p, const Block<A>& value) {
   FEWSEG_EACH_NATIVE
@@ -148,13 +140,6 @@ static inline void store(Half* p, const Block<float>& value) {
     const Narrow narrow = __builtin_convertvector(value.part[i], Narrow);
     __builtin_memcpy(p + i * Block<A>::kLanes, &narrow, sizeof(narrow));
   }
-}
-
-template <class S, class A>
-static inline void store_part(S* p, const Block<A>& value, int count) {
-  A values[kBlock];
-  store(values, value);
-  for (int i = 0; i < count; ++i) narrow(values[i], p[i]);
 }
 
 template <class A>
