@@ -286,11 +286,18 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"weights: there is no file {os.fspath(path)!r}")
-    if Path(path).suffix == ".safetensors":
-        from safetensors.torch import load_file
+    try:
+        if Path(path).suffix == ".safetensors":
+            from safetensors.torch import load_file
 
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each library raises types of its own; torch's text would advise to switch safety off
+        if isinstance(error, ImportError | OSError):
+            raise
+        raise ValueError(
+            f"weights: {os.fspath(path)!r} cannot be read: it is damaged, or not a file of weights alone"
+        ) from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"weights: {os.fspath(path)!r} holds no state dict, expected parameter names and tensors")
     return dict(state)

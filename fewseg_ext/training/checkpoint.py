@@ -64,7 +64,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises a different type for every way in which a file can be wrong
-        raise ValueError(f"{path} is not a checkpoint of fewseg_ext: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} is not a checkpoint of fewseg_ext, or is damaged") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of fewseg_ext (format {FORMAT})")
     return Checkpoint(**content)

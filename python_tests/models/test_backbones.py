@@ -241,3 +241,10 @@ def test_conv4_is_built_and_its_weights_load(tmp_path: Path) -> None:
 
 def test_names_are_those_of_the_table() -> None:
     assert set(backbones.BACKBONES) == {*CHANNELS, "resnet101", "conv4"}
+
+
+@pytest.mark.parametrize("name", ["bad.pth", "bad.safetensors"])
+def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"garbage" * 9)
+    with pytest.raises(ValueError, match=rf"{name}' cannot be read: it is damaged"):
+        build_backbone("mobilenet_v2", tmp_path / name)
