@@ -1,6 +1,8 @@
 """Episodes: few-shot tasks drawn from a data set of images with class labels."""
 
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypedDict
 
 import torch
@@ -22,8 +24,21 @@ class ImageSource(Protocol):
     def num_images(self, class_id: int) -> int:
         """How many images show the class."""
 
+    def image_id(self, class_id: int, index: int) -> str:
+        """The photo's name: the same string wherever the same photo is meant, in whichever class."""
+
     def read(self, class_id: int, index: int) -> tuple[Tensor, Tensor]:
         """Image uint8 [3,h,w] and labels int16 [h,w]: 0 background, c + 1 for class c, -1 ignore."""
+
+
+@dataclass(frozen=True)
+class EpisodePlan:
+    """Which images an episode is made of."""
+
+    class_ids: tuple[int, ...]  # of ways 1..N
+    supports: tuple[tuple[int, ...], ...]  # N times S indices of images within the way's class
+    query: int  # index within the class of the query's way
+    query_way: int  # 1..N
 
 
 class Episode(TypedDict):
@@ -89,23 +104,21 @@ class EpisodeDataset(Dataset[Episode]):
     def __len__(self) -> int:
         return self.episodes
 
+    def plan(self, index: int) -> EpisodePlan:
+        """Which images episode ``index`` is made of: a function of the seed and the index alone."""
+        return self._plan(self._rng(index))
+
     def __getitem__(self, index: int) -> Episode:
-        if not 0 <= index < self.episodes:
-            raise IndexError(f"episode {index} of {self.episodes}")
-        # A string seed is hashed in full, so neighbouring seeds and indices give unrelated streams.
-        rng = random.Random(f"{self.seed}/{index}")
-        class_ids = rng.sample(range(len(self.source.class_names)), self.ways)
-        query_way = rng.randint(1, self.ways)
+        rng = self._rng(index)
+        plan = self._plan(rng)
         images: list[Tensor] = []
         masks: list[Tensor] = []
-        for way, class_id in enumerate(class_ids, start=1):
-            picked = rng.sample(range(self.source.num_images(class_id)), self.shots + 1)
-            for image_index in picked[: self.shots]:
-                image, mask = self._load(class_id, image_index, class_ids, rng)
+        for class_id, supports in zip(plan.class_ids, plan.supports, strict=True):
+            for image_index in supports:
+                image, mask = self._load(class_id, image_index, plan.class_ids, rng)
                 images.append(image)
                 masks.append(mask)
-            if way == query_way:
-                query_image, query_mask = self._load(class_id, picked[-1], class_ids, rng)
+        query_image, query_mask = self._load(plan.class_ids[plan.query_way - 1], plan.query, plan.class_ids, rng)
         if any(image.shape != query_image.shape for image in images):
             raise ValueError("EpisodeDataset: the images differ in size; give a PairTransform with a size")
         shape = (self.ways, self.shots)
@@ -114,11 +127,29 @@ class EpisodeDataset(Dataset[Episode]):
             support_masks=torch.stack(masks).unflatten(0, shape),
             query_images=query_image,
             query_masks=query_mask,
-            class_ids=torch.tensor(class_ids),
-            query_way=torch.tensor(query_way),
+            class_ids=torch.tensor(plan.class_ids),
+            query_way=torch.tensor(plan.query_way),
         )
 
-    def _load(self, class_id: int, index: int, class_ids: list[int], rng: random.Random) -> tuple[Tensor, Tensor]:
+    def _rng(self, index: int) -> random.Random:
+        if not 0 <= index < self.episodes:
+            raise IndexError(f"episode {index} of {self.episodes}")
+        # A string seed is hashed in full, so neighbouring seeds and indices give unrelated streams.
+        return random.Random(f"{self.seed}/{index}")
+
+    def _plan(self, rng: random.Random) -> EpisodePlan:
+        class_ids = rng.sample(range(len(self.source.class_names)), self.ways)
+        query_way = rng.randint(1, self.ways)
+        # One image more than the shots in every class, though only one is the query.
+        picked = [rng.sample(range(self.source.num_images(class_id)), self.shots + 1) for class_id in class_ids]
+        return EpisodePlan(
+            class_ids=tuple(class_ids),
+            supports=tuple(tuple(indices[: self.shots]) for indices in picked),
+            query=picked[query_way - 1][-1],
+            query_way=query_way,
+        )
+
+    def _load(self, class_id: int, index: int, class_ids: Sequence[int], rng: random.Random) -> tuple[Tensor, Tensor]:
         """An image and its episode label map."""
         image, labels = self.transform(*self.source.read(class_id, index), rng)
         mask = torch.zeros(labels.shape, dtype=torch.uint8)

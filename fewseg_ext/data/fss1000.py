@@ -51,6 +51,10 @@ class FSS1000:
         """How many images the class has."""
         return len(self.files[self.class_names[class_id]])
 
+    def image_id(self, class_id: int, index: int) -> str:
+        """``<class>/<file>``."""
+        return "/".join(self.files[self.class_names[class_id]][index].parts[-2:])
+
     def read(self, class_id: int, index: int) -> tuple[Tensor, Tensor]:
         """The image, uint8 [3,h,w] in RGB, and its labels, int16 [h,w]: 0 background, class_id + 1 foreground."""
         if self._cache is not None and (class_id, index) in self._cache:

@@ -136,3 +136,13 @@ def test_images_of_different_sizes_need_a_size():
         data_items(data)
     resized = EpisodeDataset(source, episodes=20, shots=2, transform=PairTransform(size=8))
     assert all(episode["support_images"].shape == (1, 2, 3, 8, 8) for episode in data_items(resized))
+
+
+def test_plan_names_the_images_that_the_episode_shows():
+    data = EpisodeDataset(Stripes(), episodes=20, ways=2, shots=2, seed=3, transform=Identity())
+    for index in range(20):
+        plan, episode = data.plan(index), data[index]
+        shown = [[20 * c + i for i in images] for c, images in zip(plan.class_ids, plan.supports, strict=True)]
+        assert episode["support_images"][:, :, 0, 0, 0].tolist() == shown
+        assert episode["query_images"][0, 0, 0] == 20 * plan.class_ids[plan.query_way - 1] + plan.query
+        assert (episode["class_ids"].tolist(), episode["query_way"]) == (list(plan.class_ids), plan.query_way)
