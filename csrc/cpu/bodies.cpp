@@ -19,6 +19,8 @@ namespace FEWSEG_ISA {
 
 #include "masked_avg_pool_kernel.inl"
 
+#include "cross_entropy.inl"
+
 #include "cosine_kernel.inl"
 
 #include "inner_opt_kernel.inl"

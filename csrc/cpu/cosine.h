@@ -40,10 +40,12 @@ void cosines(const FeatureMap& map, const Accumulator<S>* unit_prototypes, int64
   constexpr int64_t kUnit = 64;  // pixels
   const int64_t N = map.pixels, units = (N + kUnit - 1) / kUnit;
   parallel(map.batch * units, map.batch * map.task_size() * (classes + 1), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t task = i / units, first = i % units * kUnit;
-      body.cosines(planes_of<S>(map, task), unit_prototypes + task * classes * map.channels, classes, first,
-                   std::min(first + kUnit, N), inverse_norm + task * N, cosine + task * classes * N);
+    // The units of a task in one call: the longer the run of pixels, the better the memory keeps up.
+    for (int64_t i = begin; i < end;) {
+      const int64_t task = i / units, first = i % units, last = std::min(units, first + end - i);
+      body.cosines(planes_of<S>(map, task), unit_prototypes + task * classes * map.channels, classes, first * kUnit,
+                   std::min(last * kUnit, N), inverse_norm + task * N, cosine + task * classes * N);
+      i += last - first;
     }
   });
 }
@@ -57,7 +59,9 @@ void cosines_backward(const FeatureMap& map, const UnitPrototypes<Accumulator<S>
                       S* d_features, Accumulator<S>* d_prototypes) {
   using A = Accumulator<S>;
   const auto& body = kernel_table().cosine.of(S{});
-  const int64_t N = map.pixels, C = map.channels, units = (C + body.unit - 1) / body.unit;
+  const int64_t N = map.pixels, C = map.channels, vectors = classes * C;
+  const int64_t rows = map.channels_last ? N : C, unit = map.channels_last ? kChunk : kTile;
+  const int64_t units = (rows + unit - 1) / unit;
   std::vector<A> own(map.batch * N);
   parallel(map.batch, map.batch * classes * N, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task)
@@ -69,15 +73,21 @@ void cosines_backward(const FeatureMap& map, const UnitPrototypes<Accumulator<S>
           own[task * N + x] -= d_cosine[i] * cosine[i] * inverse;
         }
   });
+  // Channels-last, every unit has sums of its own over its pixels; they are added in order.
+  std::vector<A> partials(map.channels_last && d_prototypes ? map.batch * units * vectors : 0);
   parallel(map.batch * units, 2 * map.batch * classes * map.task_size(), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t task = i / units, first = i % units * body.unit;
-      body.backward(planes_of<S>(map, task), prototypes.unit.data() + task * classes * C, d_cosine + task * classes * N,
-                    own.data() + task * N, classes, first, std::min(first + body.unit, C),
-                    d_prototypes ? d_prototypes + task * classes * C : nullptr,
+      const int64_t task = i / units, first = i % units * unit;
+      A* sums = nullptr;
+      if (d_prototypes) sums = map.channels_last ? partials.data() + i * vectors : d_prototypes + task * vectors;
+      body.backward(planes_of<S>(map, task), prototypes.unit.data() + task * vectors, d_cosine + task * classes * N,
+                    own.data() + task * N, classes, first, std::min(first + unit, rows), sums,
                     d_features ? d_features + task * map.task_size() : nullptr);
     }
   });
+  const auto& reduce = kernel_table().inner_opt.of(S{}).reduce;
+  for (int64_t task = 0; task < map.batch && !partials.empty(); ++task)
+    reduce(partials.data() + task * units * vectors, units, vectors, d_prototypes + task * vectors);
   if (!d_prototypes) return;
   for (int64_t k = 0; k < map.batch * classes; ++k) {
     const A* p = prototypes.unit.data() + k * C;

@@ -42,23 +42,45 @@ struct Labels {
   }
 };
 
-// The cosines of all tasks upsampled along x: [B,K,H,w].
+// The differences of the cosines against class 0, of all tasks, upsampled along x: [B,K-1,H,padded w].
 template <class A>
-std::vector<A> upsample_columns(const CosineBodiesOf<A>& body, const A* cosine, int64_t rows, Bands<A> columns) {
-  std::vector<A> upsampled(rows * columns.outputs);
-  parallel(rows, rows * columns.outputs * 2, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      body.upsample_row(cosine + i * columns.inputs, columns, upsampled.data() + i * columns.outputs);
-  });
-  return upsampled;
-}
+class Upsampled {
+ public:
+  Upsampled(const CosineBodiesOf<A>& body, const FeatureMap& map, const A* cosine, int64_t K, Bands<A> columns)
+      : height_(map.height),
+        others_(K - 1),
+        width_(columns.outputs),
+        padded_width_(padded(width_)),
+        values_(map.batch * others_ * height_ * padded_width_) {
+    const int64_t rows = map.batch * others_ * height_, W = map.width;
+    parallel(rows, rows * width_ * 2, [&](int64_t begin, int64_t end) {
+      std::vector<A> difference(W);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t task = i / (others_ * height_), k = i / height_ % others_, row = i % height_;
+        const A* background = cosine + (task * K * height_ + row) * W;
+        const A* foreground = background + (k + 1) * height_ * W;
+        for (int64_t x = 0; x < W; ++x) difference[x] = foreground[x] - background[x];
+        body.upsample_row(difference.data(), columns, values_.data() + i * padded_width_);
+      }
+    });
+  }
 
-template <class A>
-CrossEntropyRows<A> rows_of_task(const FeatureMap& map, const std::vector<A>& upsampled, int64_t K, int64_t w,
-                                 Bands<A> rows, const Labels& labels, double scale, int64_t task) {
-  return {upsampled.data() + task * K * map.height * w,    K,       map.height, w, rows,
-          labels.classes.data() + task * rows.outputs * w, A(scale)};
-}
+  CrossEntropyRows<A> task(int64_t task, Bands<A> rows, const Labels& labels, double scale) const {
+    return {values_.data() + task * others_ * height_ * padded_width_,
+            others_,
+            height_,
+            width_,
+            padded_width_,
+            rows,
+            labels.classes.data() + task * rows.outputs * width_,
+            A(scale)};
+  }
+  int64_t padded_width() const { return padded_width_; }
+
+ private:
+  const int64_t height_, others_, width_, padded_width_;
+  std::vector<A> values_;
+};
 
 template <class S>
 void forward(const FeatureMap& map, const Tensor& prototypes, const Tensor& target, double scale, int64_t ignore_index,
@@ -71,14 +93,13 @@ void forward(const FeatureMap& map, const Tensor& prototypes, const Tensor& targ
   cosines<S>(map, unit.unit.data(), K, mutable_data<A>(inverse_norm), mutable_data<A>(cosine));
 
   const BilinearResize<A> resize(map.height, map.width, h, w, /*transposed=*/false);
-  const auto upsampled = upsample_columns(body, data<A>(cosine), B * K * map.height, resize.columns.bands());
+  const Upsampled<A> upsampled(body, map, data<A>(cosine), K, resize.columns.bands());
   const Bands<A> rows = resize.rows.bands();
   std::vector<double> row_loss(B * h);
-  parallel(B * h, B * K * h * w * 16, [&](int64_t begin, int64_t end) {
-    std::vector<A> scratch(K * kTile);
+  parallel(B * h, B * K * h * w * 8, [&](int64_t begin, int64_t end) {
+    std::vector<A> scratch((K - 1) * kTile);
     for (int64_t i = begin; i < end; ++i)
-      row_loss[i] = body.loss_rows(rows_of_task(map, upsampled, K, w, rows, labels, scale, i / h), i % h, i % h + 1,
-                                   scratch.data());
+      row_loss[i] = body.loss_rows(upsampled.task(i / h, rows, labels, scale), i % h, i % h + 1, scratch.data());
   });
 
   A* result = mutable_data<A>(loss);
@@ -103,39 +124,45 @@ std::vector<A> pull_down(const FeatureMap& map, const A* cosine, const A* gradie
   const Labels labels(target, K, ignore_index);
   const BilinearResize<A> up(H, W, h, w, /*transposed=*/false), down(H, W, h, w, /*transposed=*/true);
   const Bands<A> rows = up.rows.bands();
-  const auto upsampled = upsample_columns(body, cosine, B * K * H, up.columns.bands());
+  const Upsampled<A> upsampled(body, map, cosine, K, up.columns.bands());
+  const int64_t others = K - 1, width = upsampled.padded_width();
 
   // Every target row lies between two feature rows, i and i + 1, and adds to both. One worker takes all rows of an i
   // and keeps what it has for i apart from what it has for i + 1, so that no row is computed twice and sums have one
   // order.
-  std::vector<A> to_row(B * H * K * w), to_next(B * H * K * w);
-  parallel(B * H, B * K * h * w * 16, [&](int64_t begin, int64_t end) {
-    std::vector<A> scratch(K * kTile);
+  std::vector<A> to_row(B * H * others * width), to_next(B * H * others * width);
+  parallel(B * H, B * K * h * w * 8, [&](int64_t begin, int64_t end) {
+    std::vector<A> scratch(others * kTile);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t task = i / H, row = i % H;
       const int64_t* first = std::lower_bound(rows.begin, rows.begin + h, row);
       const int64_t* last = std::upper_bound(rows.begin, rows.begin + h, row);
       const double factor = scale * double(gradient[reduction == Divisor::task ? task : 0]);
-      body.residual_rows(rows_of_task(map, upsampled, K, w, rows, labels, scale, task), first - rows.begin,
-                         last - rows.begin, A(factor / labels.divisor(reduction, task)), scratch.data(),
-                         to_row.data() + i * K * w, to_next.data() + i * K * w);
+      body.residual_rows(upsampled.task(task, rows, labels, scale), first - rows.begin, last - rows.begin,
+                         A(factor / labels.divisor(reduction, task)), scratch.data(), to_row.data() + i * others * width,
+                         to_next.data() + i * others * width);
     }
   });
 
-  // to_row[i] + to_next[i - 1], then the adjoint along x.
+  // to_row[i] + to_next[i - 1], then the adjoint along x. A pixel's residuals sum to zero, so class 0 has minus the sum
+  // of the others'.
   std::vector<A> d_cosine(B * K * H * W);
   const A ones[] = {1};
   const int64_t zero[] = {0}, offsets[] = {0, 1};
   const Bands<A> single{1, 1, zero, offsets, ones};
-  parallel(B * H * K, B * K * H * w * 2, [&](int64_t begin, int64_t end) {
+  parallel(B * H, B * others * H * w * 2, [&](int64_t begin, int64_t end) {
     std::vector<A> sum(w), scratch(w);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t task = i / (H * K), row = i / K % H, k = i % K;
-      const A* here = to_row.data() + i * w;
-      const A* above = row > 0 ? to_next.data() + (i - K) * w : nullptr;
-      for (int64_t x = 0; x < w; ++x) sum[x] = here[x] + (above ? above[x] : A(0));
-      pool.resize_mask_row(sum.data(), single, down.columns.bands(), 0, scratch.data(),
-                           d_cosine.data() + ((task * K + k) * H + row) * W);
+      const int64_t task = i / H, row = i % H;
+      A* background = d_cosine.data() + (task * K * H + row) * W;
+      for (int64_t k = 0; k < others; ++k) {
+        const A* here = to_row.data() + (i * others + k) * width;
+        const A* above = row > 0 ? to_next.data() + ((i - 1) * others + k) * width : nullptr;
+        for (int64_t x = 0; x < w; ++x) sum[x] = here[x] + (above ? above[x] : A(0));
+        A* foreground = background + (k + 1) * H * W;
+        pool.resize_mask_row(sum.data(), single, down.columns.bands(), 0, scratch.data(), foreground);
+        for (int64_t x = 0; x < W; ++x) background[x] -= foreground[x];
+      }
     }
   });
   return d_cosine;

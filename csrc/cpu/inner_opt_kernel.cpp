@@ -5,6 +5,7 @@
 // the batch. A task's pixels are cut into chunks of fixed size; one partial sum per chunk, added in order: the bits
 // depend neither on the batch nor on the number of threads.
 #include <algorithm>
+#include <functional>
 #include <tuple>
 
 #include "../common/arguments.h"
@@ -39,15 +40,16 @@ class Task {
         difference_((K_ - 1) * Cp_),
         partials_(chunks_ * (K_ - 1) * Cp_) {}
 
-  // Takes the task's features and labels; tiles and inverse_norm are filled.
+  // Takes the task's features and labels. The first sweep packs them into tiles and inverse_norm, chunk by chunk: it
+  // finds each chunk still in the cache.
   template <class Label>
   void load(const S* features, const Label* labels, int64_t task, S* tiles, A* inverse_norm) {
     const int64_t valid = convert_labels(kOp, labels, task, N_, map_.width, K_, settings_.ignore_index, target_.data());
     weight_ = A(settings_.scale / (settings_.mean ? double(std::max<int64_t>(valid, 1)) : 1.0));
-    each_chunk([&](int64_t first, int64_t last, int64_t) {
-      body_.pack(features, C_, N_, map_.channels_last, first, last, tiles, inverse_norm);
-    });
     packed_ = {tiles, inverse_norm, target_.data(), C_, Cp_, N_, K_};
+    pack_ = [this, features, tiles, inverse_norm](int64_t first, int64_t last) {
+      body_.pack(features, C_, N_, map_.channels_last, first, last, tiles, inverse_norm);
+    };
   }
 
   void normalise(const A* prototypes) {
@@ -57,7 +59,7 @@ class Task {
   // P^i -> P^{i+1} in place; h [K][Cp] and, unless null, d [K-1][N] are filled.
   void descend(A* prototypes, A* h, A* cosine) {
     normalise(prototypes);
-    each_chunk([&](int64_t first, int64_t last, int64_t chunk) {
+    sweep([&](int64_t first, int64_t last, int64_t chunk) {
       body_.descend(packed_, difference_.data(), A(settings_.scale), weight_, first, last, cosine, partial(chunk));
     });
     reduce(h);
@@ -71,7 +73,7 @@ class Task {
     direction_.resize((K_ - 1) * Cp_);
     b_.resize(K_ * Cp_);
     body_.direction(v, unit_.data(), prototype_inverse_norm_.data(), K_, Cp_, direction_.data());
-    each_chunk([&](int64_t first, int64_t last, int64_t chunk) {
+    sweep([&](int64_t first, int64_t last, int64_t chunk) {
       body_.ascend(packed_, direction_.data(), cosine, A(settings_.scale), weight_, first, last, coefficient, along,
                    partial(chunk));
     });
@@ -83,14 +85,19 @@ class Task {
     body_.step_back(unit_.data(), prototype_inverse_norm_.data(), h, K_, Cp_, A(settings_.lr), b_.data(), v);
   }
 
-  void gradient(const S* features, const A* coefficient, const A* basis, const A* along, S* d_features) {
+  // dq from what the steps back collected: dq = -lr (sum_j coefficient[j] basis[j] - along q^) / |q|. `coefficient` and
+  // `along` are overwritten by the factors of basis[j] and of q.
+  void gradient(const S* features, A* coefficient, const A* basis, A* along, S* d_features) {
     const int64_t count = 2 * (K_ - 1) * settings_.steps;
-    each_chunk(
-        [&](int64_t first, int64_t last, int64_t) {
-          body_.gradient(features, C_, N_, map_.channels_last, packed_.inverse_norm, coefficient, basis, count, along,
-                         A(settings_.lr), first, last, d_features);
-        },
-        count);
+    const A lr = A(settings_.lr), *inverse_norm = packed_.inverse_norm;
+    for (int64_t j = 0; j < count; ++j)
+      for (int64_t x = 0; x < N_; ++x) coefficient[j * N_ + x] *= -lr * inverse_norm[x];
+    for (int64_t x = 0; x < N_; ++x) along[x] *= lr * inverse_norm[x] * inverse_norm[x];
+    const FeaturePlanes<S> planes{features, C_, N_, map_.channel_stride(), map_.pixel_stride()};
+    const int64_t rows = map_.channels_last ? N_ : C_, groups = (rows + kTile - 1) / kTile;
+    parallel(groups, N_ * C_ * count, [&](int64_t begin, int64_t end) {
+      body_.gradient(planes, coefficient, basis, count, along, begin * kTile, std::min(end * kTile, rows), d_features);
+    });
   }
 
   void pad(const A* from, int64_t rows, A* to) const {
@@ -105,10 +112,26 @@ class Task {
 
  private:
   template <class F>
-  void each_chunk(const F& f, int64_t work_per_value = 2) const {
+  void each_chunk(int64_t work_per_value, const F& f) {
+    // There and back again: the chunks that one sweep ends with are still in L2 when the next begins with them.
+    backwards_ = !backwards_;
     parallel(chunks_, N_ * C_ * work_per_value, [&](int64_t begin, int64_t end) {
-      for (int64_t chunk = begin; chunk < end; ++chunk) f(chunk * kChunk, std::min((chunk + 1) * kChunk, N_), chunk);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t chunk = backwards_ ? begin + end - 1 - i : i;
+        f(chunk * kChunk, std::min((chunk + 1) * kChunk, N_), chunk);
+      }
     });
+  }
+  template <class F>
+  void sweep(const F& f) {
+    if (pack_)
+      each_chunk(4, [&](int64_t first, int64_t last, int64_t chunk) {
+        pack_(first, last);
+        f(first, last, chunk);
+      });
+    else
+      each_chunk(2, f);
+    pack_ = nullptr;
   }
   A* partial(int64_t chunk) { return partials_.data() + chunk * (K_ - 1) * Cp_; }
   // Sums the chunks' partials into the vectors 1..K-1 of `total` [K][Cp].
@@ -120,6 +143,8 @@ class Task {
   const int64_t N_, C_, Cp_, K_, chunks_;
   A weight_ = 0;
   PackedTask<S> packed_{};
+  std::function<void(int64_t first, int64_t last)> pack_;  // empty once it is done
+  bool backwards_ = true;
   std::vector<int32_t> target_;
   std::vector<A> unit_, prototype_inverse_norm_, difference_, partials_, direction_, b_;
 };

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../common/storage.h"
+#include "feature_planes.h"
 
 namespace fewseg {
 
@@ -55,10 +56,10 @@ struct InnerOptBodiesOf {
   void (*ascend)(const PackedTask<S>& task, const A* direction, const A* cosine, A scale, A weight, int64_t first,
                  int64_t last, A* coefficient, A* along, A* partial);
 
-  // dq(x) = -lr * inverse_norm(x) * (sum_j coefficient[j][x] basis[j] - along[x] q^(x)) for the pixels first..last.
-  void (*gradient)(const S* features, int64_t channels, int64_t pixels, bool channels_last, const A* inverse_norm,
-                   const A* coefficient, const A* basis, int64_t count, const A* along, A lr, int64_t first,
-                   int64_t last, S* d_features);
+  // dq = sum_j coefficient[j][x] basis[j][c] + own[x] q, for the rows first..last of memory: channels of NCHW, pixels of
+  // channels-last.
+  void (*gradient)(FeaturePlanes<S> features, const A* coefficient, const A* basis, int64_t count, const A* own,
+                   int64_t first, int64_t last, S* d_features);
 
   // The K x C side of a step; every vector has padded_channels numbers, the padding zero.
   // normalise: P -> p, 1/|P_k|, and p_k - p_0 for k = 1..K-1.

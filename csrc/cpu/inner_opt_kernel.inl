@@ -66,47 +66,107 @@ static void pack(const S* features, int64_t channels, int64_t pixels, bool chann
   for (int64_t x = first; x < last; ++x) inverse_norm[x] = inverse_root(squares[x - first]);
 }
 
-// --- the two inner loops -----------------------------------------------------------------------------------------
+// --- the inner loops ---------------------------------------------------------------------------------------------
 
-// dots[r] = vector . pixel r, for kRows pixels of a tile that has `count`.
-template <int kRows, class S, class A>
-static inline void dot_rows(const S* tile, int64_t count, int64_t row, int64_t blocks, const A* vector, A* dots) {
-  Block<A> sums[kRows];
-  for (int r = 0; r < kRows; ++r) sums[r] = splat(A(0));
+// dots[p] = vector . pixel p of a tile.
+template <class S, class A>
+struct Dots {
+  const S* tile;
+  const A* vector;
+  A* dots;
+};
+
+// partial += sum over the pixels p of a tile of weights[p] * pixel p.
+template <class S, class A>
+struct Sum {
+  const S* tile;
+  const A* weights;
+  A* partial;
+};
+
+// Rows row..row+kRows of tiles of `count` pixels. Both at once, of two tiles: while one is added up from L2, the next
+// streams in, where one after the other would leave memory idle half of the time.
+template <bool kDots, bool kSum, int kRows, class S, class A>
+static inline void sweep_rows(int64_t count, int64_t row, int64_t blocks, const Dots<S, A>& d, const Sum<S, A>& s) {
+  Block<A> dots[kRows];
+  for (int r = 0; r < kRows; ++r) dots[r] = splat(A(0));
   for (int64_t b = 0; b < blocks; ++b) {
-    const Block<A> v = load(vector + b * kTile);
-    const S* block = tile + (b * count + row) * kTile;
+    const int64_t at = (b * count + row) * kTile;
+    if (kSum) {
+      // Two sums, so that their additions overlap.
+      Block<A> even = load(s.partial + b * kTile), odd = splat(A(0));
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) multiply_add(sums[r], v, load(block + r * kTile));
+      for (int r = 0; r < kRows; ++r) multiply_add(r % 2 ? odd : even, s.weights[row + r], load(s.tile + at + r * kTile));
+      store(s.partial + b * kTile, kRows > 1 ? even + odd : even);
+    }
+    if (kDots) {
+      const Block<A> v = load(d.vector + b * kTile);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) multiply_add(dots[r], v, load(d.tile + at + r * kTile));
+    }
   }
-  for (int r = 0; r < kRows; ++r) dots[row + r] = sum(sums[r]);
+  if (kDots)
+    for (int r = 0; r < kRows; ++r) d.dots[row + r] = sum(dots[r]);
 }
 
-template <class S, class A>
-static inline void dot_tile(const S* tile, int64_t count, int64_t blocks, const A* vector, A* dots) {
+template <bool kDots, bool kSum, class S, class A>
+static inline void sweep_tile(int64_t count, int64_t blocks, const Dots<S, A>& d, const Sum<S, A>& s) {
   constexpr int kRows = registers_for_blocks<A>();
   int64_t row = 0;
-  for (; row + kRows <= count; row += kRows) dot_rows<kRows>(tile, count, row, blocks, vector, dots);
-  for (; row < count; ++row) dot_rows<1>(tile, count, row, blocks, vector, dots);
+  for (; row + kRows <= count; row += kRows) sweep_rows<kDots, kSum, kRows>(count, row, blocks, d, s);
+  for (; row < count; ++row) sweep_rows<kDots, kSum, 1>(count, row, blocks, d, s);
 }
 
-// partial += sum over kRows pixels of weights[r] * pixel r. Two sums, so that their additions overlap.
-template <int kRows, class S, class A>
-static inline void add_rows(const S* tile, int64_t count, int64_t row, int64_t blocks, const A* weights, A* partial) {
-  for (int64_t b = 0; b < blocks; ++b) {
-    const S* block = tile + (b * count + row) * kTile;
-    Block<A> even = load(partial + b * kTile), odd = splat(A(0));
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) multiply_add(r % 2 ? odd : even, weights[row + r], load(block + r * kTile));
-    store(partial + b * kTile, kRows > 1 ? even + odd : even);
+// Scratch for the scalars of one tile: kept on the stack for few classes.
+template <class A>
+struct TileScalars {
+  static constexpr int64_t kOnStack = 16;
+  A on_stack[kOnStack * kTile];
+  A* values;
+  explicit TileScalars(int64_t rows)
+      : values(rows <= kOnStack ? on_stack : static_cast<A*>(__builtin_malloc(rows * kTile * sizeof(A)))) {
+    for (int64_t i = 0; i < rows * kTile; ++i) values[i] = 0;
   }
-}
+  ~TileScalars() {
+    if (values != on_stack) __builtin_free(values);
+  }
+  TileScalars(const TileScalars&) = delete;
+  TileScalars& operator=(const TileScalars&) = delete;
+};
 
-template <class S, class A>
-static inline void add_tile(const S* tile, int64_t count, int64_t blocks, const A* weights, A* partial) {
-  int64_t row = 0;
-  for (; row + 8 <= count; row += 8) add_rows<8>(tile, count, row, blocks, weights, partial);
-  for (; row < count; ++row) add_rows<1>(tile, count, row, blocks, weights, partial);
+// The frame of a sweep over the pixels first..last: for every tile the dots with all vectors [K-1][Cp], then
+// weigh(x, count, dots, weights), which makes [K-1][kTile] weights of [K-1][kTile] dots, then
+// partial [K-1][Cp] = sum over the pixels of weights[k][p] * pixel p.
+template <class S, class A, class Weigh>
+static inline void sweep(const PackedTask<S>& task, const A* vectors, int64_t first, int64_t last, A* partial,
+                         const Weigh& weigh) {
+  const int64_t others = task.classes - 1, channels = task.padded_channels, blocks = channels / kTile;
+  for (A* p = partial; p != partial + others * channels; ++p) *p = 0;
+  TileScalars<A> dots(others), weights(others);
+  const auto dots_of = [&](int64_t x, int64_t k) {
+    return Dots<S, A>{task.tiles + x * channels, vectors + k * channels, dots.values + k * kTile};
+  };
+  const auto sum_of = [&](int64_t x, int64_t k) {
+    return Sum<S, A>{task.tiles + x * channels, weights.values + k * kTile, partial + k * channels};
+  };
+  const auto all_dots = [&](int64_t x, int64_t k) {
+    for (; k < others; ++k) sweep_tile<true, false>(least(kTile, last - x), blocks, dots_of(x, k), sum_of(x, k));
+  };
+  if (others > 0) all_dots(first, 0);
+  for (int64_t x = first; x < last; x += kTile) {
+    const int64_t count = least(kTile, last - x), next = x + kTile;
+    weigh(x, count, dots.values, weights.values);
+    for (int64_t k = 0; k + 1 < others; ++k)
+      sweep_tile<false, true>(count, blocks, dots_of(x, k), sum_of(x, k));
+    if (others == 0) continue;
+    if (next + kTile <= last) {
+      sweep_tile<true, true>(kTile, blocks, dots_of(next, 0), sum_of(x, others - 1));
+      all_dots(next, 1);
+    } else {
+      sweep_tile<false, true>(count, blocks, dots_of(x, 0), sum_of(x, others - 1));
+      if (next < last) all_dots(next, 0);
+    }
+  }
 }
 
 // --- per pixel ---------------------------------------------------------------------------------------------------
@@ -132,132 +192,85 @@ static inline void softmax(const A* d, int64_t others, A scale, A* s) {
     for (int p = 0; p < kTile; ++p) s[k * kTile + p] /= total[p];
 }
 
-// Scratch for the scalars of one tile: kept on the stack for few classes.
-template <class A>
-struct TileScalars {
-  static constexpr int64_t kOnStack = 16;
-  A on_stack[kOnStack * kTile];
-  A* values;
-  explicit TileScalars(int64_t rows)
-      : values(rows <= kOnStack ? on_stack : static_cast<A*>(__builtin_malloc(rows * kTile * sizeof(A)))) {
-    for (int64_t i = 0; i < rows * kTile; ++i) values[i] = 0;
-  }
-  ~TileScalars() {
-    if (values != on_stack) __builtin_free(values);
-  }
-  TileScalars(const TileScalars&) = delete;
-  TileScalars& operator=(const TileScalars&) = delete;
-};
-
 template <class S, class A>
 static void descend(const PackedTask<S>& task, const A* difference, A scale, A weight, int64_t first, int64_t last,
                     A* cosine, A* partial) {
-  const int64_t others = task.classes - 1, blocks = task.padded_channels / kTile;
-  for (int64_t i = 0; i < others * task.padded_channels; ++i) partial[i] = 0;
-  TileScalars<A> d(others), s(others);
-  for (int64_t x = first; x < last; x += kTile) {
-    const int64_t count = least(kTile, last - x);
-    const S* tile = task.tiles + x * task.padded_channels;
+  const int64_t others = task.classes - 1;
+  sweep(task, difference, first, last, partial, [&](int64_t x, int64_t count, A* d, A* w) {
     const A* inverse_norm = task.inverse_norm + x;
-    for (int64_t k = 0; k < others; ++k) {
-      A* row = d.values + k * kTile;
-      dot_tile(tile, count, blocks, difference + k * task.padded_channels, row);
-      for (int64_t p = 0; p < count; ++p) row[p] *= inverse_norm[p];
-      if (cosine)
-        for (int64_t p = 0; p < count; ++p) cosine[k * task.pixels + x + p] = row[p];
-    }
-    softmax(d.values, others, scale, s.values);
-    for (int64_t k = 0; k < others; ++k) {
-      A* w = s.values + k * kTile;
+    for (int64_t k = 0; k < others; ++k)
+      for (int64_t p = 0; p < count; ++p) {
+        d[k * kTile + p] *= inverse_norm[p];
+        if (cosine) cosine[k * task.pixels + x + p] = d[k * kTile + p];
+      }
+    softmax(d, others, scale, w);
+    for (int64_t k = 0; k < others; ++k)
       for (int64_t p = 0; p < count; ++p) {
         const int32_t t = task.target[x + p];
-        w[p] = t < 0 ? A(0) : weight * (w[p] - (t == k + 1 ? A(1) : A(0))) * inverse_norm[p];
+        A& w_k = w[k * kTile + p];
+        w_k = t < 0 ? A(0) : weight * (w_k - (t == k + 1 ? A(1) : A(0))) * inverse_norm[p];
       }
-      add_tile(tile, count, blocks, w, partial + k * task.padded_channels);
-    }
-  }
+  });
 }
 
 template <class S, class A>
 static void ascend(const PackedTask<S>& task, const A* direction, const A* cosine, A scale, A weight, int64_t first,
                    int64_t last, A* coefficient, A* along, A* partial) {
-  const int64_t others = task.classes - 1, blocks = task.padded_channels / kTile;
-  for (int64_t i = 0; i < others * task.padded_channels; ++i) partial[i] = 0;
-  TileScalars<A> d(others), s(others), a(others);
-  for (int64_t x = first; x < last; x += kTile) {
-    const int64_t count = least(kTile, last - x);
-    const S* tile = task.tiles + x * task.padded_channels;
+  const int64_t others = task.classes - 1;
+  TileScalars<A> d(others);
+  sweep(task, direction, first, last, partial, [&](int64_t x, int64_t count, A* a, A* b) {
     const A* inverse_norm = task.inverse_norm + x;
     A mean_a[kTile] = {};  // sum_j s_j a_j; a_0 = 0
     for (int64_t k = 0; k < others; ++k)
       for (int64_t p = 0; p < count; ++p) d.values[k * kTile + p] = cosine[k * task.pixels + x + p];
-    softmax(d.values, others, scale, s.values);
-    for (int64_t k = 0; k < others; ++k) {
-      A* row = a.values + k * kTile;
-      dot_tile(tile, count, blocks, direction + k * task.padded_channels, row);
+    softmax(d.values, others, scale, b);
+    for (int64_t k = 0; k < others; ++k)
       for (int64_t p = 0; p < count; ++p) {
-        row[p] *= inverse_norm[p];
-        mean_a[p] += s.values[k * kTile + p] * row[p];
+        a[k * kTile + p] *= inverse_norm[p];
+        mean_a[p] += b[k * kTile + p] * a[k * kTile + p];
       }
-    }
     for (int64_t k = 0; k < others; ++k) {
-      A* b = s.values + k * kTile;  // s_k, then b_k q^ = b_k inverse_norm q
-      const A *a_k = a.values + k * kTile, *d_k = d.values + k * kTile;
+      A* s_k = b + k * kTile;  // becomes b_k q^ = b_k inverse_norm q
+      const A *a_k = a + k * kTile, *d_k = d.values + k * kTile;
       for (int64_t p = 0; p < count; ++p) {
         const int32_t t = task.target[x + p];
-        const A w_k = t < 0 ? A(0) : weight * (b[p] - (t == k + 1 ? A(1) : A(0)));
-        const A b_k = t < 0 ? A(0) : weight * scale * b[p] * (a_k[p] - mean_a[p]);
+        const A w_k = t < 0 ? A(0) : weight * (s_k[p] - (t == k + 1 ? A(1) : A(0)));
+        const A b_k = t < 0 ? A(0) : weight * scale * s_k[p] * (a_k[p] - mean_a[p]);
         if (coefficient) {
           coefficient[k * task.pixels + x + p] = w_k;
           coefficient[(others + k) * task.pixels + x + p] = b_k;
           along[x + p] += w_k * a_k[p] + b_k * d_k[p];
         }
-        b[p] = b_k * inverse_norm[p];
+        s_k[p] = b_k * inverse_norm[p];
       }
-      add_tile(tile, count, blocks, b, partial + k * task.padded_channels);
     }
-  }
+  });
 }
 
 // --- gradient to the features ------------------------------------------------------------------------------------
 
+// A group of rows at a time, each from end to end: runs as long as memory has them.
 template <class S, class A>
-static void gradient(const S* features, int64_t channels, int64_t pixels, bool channels_last, const A* inverse_norm,
-                     const A* coefficient, const A* basis, int64_t count, const A* along, A lr, int64_t first,
-                     int64_t last, S* d_features) {
+static void gradient(FeaturePlanes<S> f, const A* coefficient, const A* basis, int64_t count, const A* own,
+                     int64_t first, int64_t last, S* d_features) {
   constexpr int kRows = registers_for_blocks<A>();
-  const int64_t width = last - first;
-  // This chunk's coefficients times -lr / |q|, and the factor of q itself.
-  A* scaled = static_cast<A*>(__builtin_malloc(sizeof(A) * (count + 1) * width));
-  A* own = scaled + count * width;
-  for (int64_t j = 0; j < count; ++j)
-    for (int64_t x = 0; x < width; ++x)
-      scaled[j * width + x] = -lr * inverse_norm[first + x] * coefficient[j * pixels + first + x];
-  for (int64_t x = 0; x < width; ++x)
-    own[x] = lr * along[first + x] * inverse_norm[first + x] * inverse_norm[first + x];
-
-  if (channels_last) {
-    const S* q = features + first * channels;
-    S* out = d_features + first * channels;
-    int64_t i = 0;
-    for (; i + kRows <= width; i += kRows)
-      gradient_rows<kRows>(q, channels, basis, channels, scaled, width, count, static_cast<const A*>(nullptr), own, i,
-                           0, channels, out);
-    for (; i < width; ++i)
-      gradient_rows<1>(q, channels, basis, channels, scaled, width, count, static_cast<const A*>(nullptr), own, i, 0,
-                       channels, out);
+  const A* none = nullptr;
+  int64_t i = first;
+  if (f.pixel_stride == 1) {
+    for (; i + kRows <= last; i += kRows)
+      gradient_rows<kRows>(f.data, f.pixels, coefficient, f.pixels, basis, f.channels, count, own, none, i, 0, f.pixels,
+                           d_features);
+    for (; i < last; ++i)
+      gradient_rows<1>(f.data, f.pixels, coefficient, f.pixels, basis, f.channels, count, own, none, i, 0, f.pixels,
+                       d_features);
   } else {
-    const S* q = features + first;
-    S* out = d_features + first;
-    int64_t i = 0;
-    for (; i + kRows <= channels; i += kRows)
-      gradient_rows<kRows>(q, pixels, scaled, width, basis, channels, count, own, static_cast<const A*>(nullptr), i, 0,
-                           width, out);
-    for (; i < channels; ++i)
-      gradient_rows<1>(q, pixels, scaled, width, basis, channels, count, own, static_cast<const A*>(nullptr), i, 0,
-                       width, out);
+    for (; i + kRows <= last; i += kRows)
+      gradient_rows<kRows>(f.data, f.channels, basis, f.channels, coefficient, f.pixels, count, none, own, i, 0,
+                           f.channels, d_features);
+    for (; i < last; ++i)
+      gradient_rows<1>(f.data, f.channels, basis, f.channels, coefficient, f.pixels, count, none, own, i, 0, f.channels,
+                       d_features);
   }
-  __builtin_free(scaled);
 }
 
 // --- prototypes --------------------------------------------------------------------------------------------------

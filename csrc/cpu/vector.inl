@@ -151,6 +151,49 @@ static inline Block<A> operator+(const Block<A>& x, const Block<A>& y) {
 }
 
 template <class A>
+static inline Block<A> operator-(const Block<A>& x, const Block<A>& y) {
+  Block<A> result;
+  FEWSEG_EACH_NATIVE
+  result.part[i] = x.part[i] - y.part[i];
+  return result;
+}
+
+template <class A>
+static inline Block<A> operator/(const Block<A>& x, const Block<A>& y) {
+  Block<A> result;
+  FEWSEG_EACH_NATIVE
+  result.part[i] = x.part[i] / y.part[i];
+  return result;
+}
+
+// x where it is the larger, else y; so y where x is NaN.
+template <class A>
+static inline Block<A> maximum(const Block<A>& x, const Block<A>& y) {
+  Block<A> result;
+  FEWSEG_EACH_NATIVE
+  result.part[i] = x.part[i] > y.part[i] ? x.part[i] : y.part[i];
+  return result;
+}
+
+// yes where x == value, else no.
+template <class A>
+static inline Block<A> where_equal(const Block<A>& x, A value, const Block<A>& yes, const Block<A>& no) {
+  Block<A> result;
+  FEWSEG_EACH_NATIVE
+  result.part[i] = x.part[i] == value ? yes.part[i] : no.part[i];
+  return result;
+}
+
+// yes where x < 0, else no.
+template <class A>
+static inline Block<A> where_negative(const Block<A>& x, const Block<A>& yes, const Block<A>& no) {
+  Block<A> result;
+  FEWSEG_EACH_NATIVE
+  result.part[i] = x.part[i] < A(0) ? yes.part[i] : no.part[i];
+  return result;
+}
+
+template <class A>
 static inline Block<A> operator*(const Block<A>& x, const Block<A>& y) {
   Block<A> result;
   FEWSEG_EACH_NATIVE
@@ -186,10 +229,9 @@ typedef Block<float>::Native Floats;
 typedef std::uint32_t Bits __attribute__((vector_size(FEWSEG_VECTOR_BYTES)));
 typedef std::int32_t Integers __attribute__((vector_size(FEWSEG_VECTOR_BYTES)));
 
-// exp of sixteen numbers <= 0, in place. float32: 2^n times a polynomial on [-ln2/2, ln2/2], within 2 ulp; below -87
+// exp of sixteen numbers <= 0. float32: 2^n times a polynomial on [-ln2/2, ln2/2], within 2 ulp; below -87
 // the result is about 1e-38 instead of a denormal. float64: the library's.
-static inline void exp_nonpositive(float* x) {
-  Block<float> block = load(x);
+static inline Block<float> exp_nonpositive(Block<float> block) {
   for (Floats& v : block.part) {
     const Floats clamped = v > -87.0f ? v : v * 0.0f - 87.0f;    // NaN stays NaN
     const Floats shifted = clamped * 1.44269504f + 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
@@ -203,16 +245,23 @@ static inline void exp_nonpositive(float* x) {
     p = p * r * r + r + 1.0f;
     v = p * Floats((Bits(shifted) + 127) << 23);  // 2^n: the low bits of `shifted` hold n
   }
+  return block;
+}
+
+static inline Block<double> exp_nonpositive(const Block<double>& block) {
+  double x[kBlock];
   store(x, block);
-}
-
-static inline void exp_nonpositive(double* x) {
   for (int i = 0; i < kBlock; ++i) x[i] = __builtin_exp(x[i]);
+  return load(x);
 }
 
-// Natural logarithm of sixteen numbers >= 1, in place; float32 within 2 ulp of the larger of the result and 1.
-static inline void logarithm(float* x) {
-  Block<float> block = load(x);
+template <class A>
+static inline void exp_nonpositive(A* x) {
+  store(x, exp_nonpositive(load(x)));
+}
+
+// Natural logarithm of sixteen numbers >= 1; float32 within 2 ulp of the larger of the result and 1.
+static inline Block<float> logarithm(Block<float> block) {
   for (Floats& v : block.part) {
     // v = m 2^n with sqrt(1/2) <= m < sqrt(2)
     const Bits shifted = Bits(v) - 0x3F3504F3;
@@ -229,11 +278,14 @@ static inline void logarithm(float* x) {
     p = p * f * square - 0.5f * square - n * 2.12194440e-4f;
     v = v != v ? v : p + f + n * 0.693359375f;
   }
-  store(x, block);
+  return block;
 }
 
-static inline void logarithm(double* x) {
+static inline Block<double> logarithm(const Block<double>& block) {
+  double x[kBlock];
+  store(x, block);
   for (int i = 0; i < kBlock; ++i) x[i] = __builtin_log(x[i]);
+  return load(x);
 }
 
 // 1/|v| from |v|^2, and 0 where |v| <= 1e-12: such a vector has no direction (docs/math.md, section 0). Written so that

@@ -149,6 +149,35 @@ def define_backward(op: str) -> Callable[..., Any]:
     return call
 
 
+def differentiable(function: type[torch.autograd.Function]) -> Callable[..., Tensor]:
+    """Returns what applies ``function`` and gives its first result; the others are kept for the backward only.
+
+    ``function`` has the ``setup_context`` form that torch.func needs. Applying that form takes as long as several
+    kernel launches, and its additional results become graph outputs; so outside of torch.func the same three methods
+    run in the older form.
+    """
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Tensor:
+            results = function.forward(*args)
+            function.setup_context(ctx, args, results)
+            return results if isinstance(results, Tensor) else results[0]
+
+        backward = staticmethod(function.backward)
+
+    Direct.__name__ = Direct.__qualname__ = function.__name__
+
+    def call(*args: Any) -> Tensor:
+        if torch._C._are_functorch_transforms_active():
+            results = function.apply(*args)
+            return results if isinstance(results, Tensor) else results[0]
+        result: Tensor = Direct.apply(*args)
+        return result
+
+    return call
+
+
 def needs_gradient(*tensors: Tensor) -> bool:
     """Whether autograd has to see a call with these arguments.
 

@@ -94,11 +94,14 @@ class _CosineCrossEntropy(torch.autograd.Function):
         return _library.wanted(d_features, needs_features), _library.wanted_as(d_prototypes, ctx, 1), *[None] * 4
 
 
+_differentiable = _library.differentiable(_CosineCrossEntropy)
+
+
 def _apply(features: Tensor, prototypes: Tensor, target: Tensor, *settings: Any) -> Tensor:
     _check(features, prototypes, target, *settings)
     try:
         if _library.needs_gradient(features, prototypes):
-            return _CosineCrossEntropy.apply(features, prototypes, target, *settings)[0]
+            return _differentiable(features, prototypes, target, *settings)
         with _library.below_autograd():
             return _op(features, prototypes, target, *settings)
     except RuntimeError as error:

@@ -72,10 +72,13 @@ class _CosineLogits(torch.autograd.Function):
         return _library.wanted(d_features, needs_features), _library.wanted_as(d_prototypes, ctx, 1), None
 
 
+_differentiable = _library.differentiable(_CosineLogits)
+
+
 def _apply(features: Tensor, prototypes: Tensor, scale: float) -> Tensor:
     _check(features, prototypes, scale)
     if _library.needs_gradient(features, prototypes):
-        return _CosineLogits.apply(features, prototypes, scale)[0]
+        return _differentiable(features, prototypes, scale)
     with _library.below_autograd():
         return _op(features, prototypes, scale)
 

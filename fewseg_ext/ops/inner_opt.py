@@ -134,6 +134,10 @@ class _FirstOrder(torch.autograd.Function):
         return (d_features, gradient.to(ctx.prototypes_dtype), *[None] * 7)
 
 
+_differentiable = _library.differentiable(_InnerOpt)
+_first_order = _library.differentiable(_FirstOrder)
+
+
 def _apply(features: Tensor, prototypes: Tensor, target: Tensor, *rest: Any) -> Tensor:
     _check(features, prototypes, target, *rest[:5])
     try:
@@ -141,8 +145,8 @@ def _apply(features: Tensor, prototypes: Tensor, target: Tensor, *rest: Any) -> 
             with _library.below_autograd():
                 return _op(features, prototypes, target, *rest)
         if rest[5]:
-            return _InnerOpt.apply(features, prototypes, target, *rest[:5])[0]
-        return _FirstOrder.apply(features, prototypes, target, *rest)
+            return _differentiable(features, prototypes, target, *rest[:5])
+        return _first_order(features, prototypes, target, *rest)
     except RuntimeError as error:
         raise _library.translate(error) from None
 

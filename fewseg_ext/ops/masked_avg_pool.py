@@ -94,10 +94,13 @@ class _MaskedAvgPool(torch.autograd.Function):
         return d_features if needs_features else None, d_masks.to(ctx.masks_dtype) if needs_masks else None, None, None
 
 
+_differentiable = _library.differentiable(_MaskedAvgPool)
+
+
 def _apply(features: Tensor, masks: Tensor, eps: float, resize: str) -> Tensor:
     _check(features, masks, eps, resize)
     if _library.needs_gradient(features, masks):
-        return _MaskedAvgPool.apply(features, masks, eps, resize)[0]
+        return _differentiable(features, masks, eps, resize)
     with _library.below_autograd():
         return _op(features, masks, eps, resize)
 
