@@ -1,11 +1,11 @@
 """Times the operators beside what they replace, in one process on the same inputs.
 
     python benchmarks/kernel_speed.py --quick          two minutes on two cores
-    python benchmarks/kernel_speed.py                  every operator and shape, with torch.compile
-    python benchmarks/kernel_speed.py --chart FILE     draws the chart of a result written earlier
+    python benchmarks/kernel_speed.py                  every operator and shape, with torch.compile, scaling, cold caches
+    python benchmarks/kernel_speed.py --chart FILE     draws the charts of a result written earlier
 
-Absolute times do not compare between machines; the ratios in the table do. See baselines.py for what is compared, and
-NOTES.md for what was learnt.
+Absolute times do not compare between machines; the ratios in the table do. See baselines.py for what is compared,
+targets.py for what is asked of the ratios, and NOTES.md for what was learnt.
 """
 
 import argparse
@@ -13,79 +13,41 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
 import fewseg_ext
 from baselines import EAGER, NAIVE
-from measure import environment, extra_peak_mib, extra_peak_mib_cuda, time_ms, write_json
+from cases import SCALING, Case, cases
+from charts import draw_ratios, draw_scaling
+from measure import (
+    environment,
+    extra_peak_mib,
+    extra_peak_mib_cuda,
+    flush_caches,
+    multiply_adds_per_ms,
+    time_ms,
+    write_json,
+)
+from targets import met, verdicts
 
 RESULTS = Path(__file__).parent / "results"
 
 
-@dataclass(frozen=True)
-class Case:
-    op: str
-    backward: bool
-    tasks: int = 1
-    classes: int = 2
-    channels: int = 2048
-    grid: int = 53
-    image: int = 417
-    dtype: str = "float32"
-    device: str = "cpu"
-
-    @property
-    def name(self) -> str:
-        what = f"{self.op} fwd+bwd" if self.backward else self.op
-        return f"{what} B={self.tasks} K={self.classes} C={self.channels} {self.grid}x{self.grid} {self.dtype}"
-
-    def inputs(self) -> tuple[Tensor, ...]:
-        # Everything is made on the device; the seed makes it the same in every process.
-        with torch.device(self.device):
-            return self._inputs()
-
-    def _inputs(self) -> tuple[Tensor, ...]:
-        torch.manual_seed(0)
-        features = torch.randn(self.tasks, self.channels, self.grid, self.grid).to(getattr(torch, self.dtype))
-        if self.op == "masked_avg_pool":
-            foreground = torch.rand(self.tasks, 1, self.image, self.image) < 0.3
-            return features.requires_grad_(self.backward), torch.cat([~foreground, foreground], 1)
-        prototypes = torch.nn.functional.normalize(torch.randn(self.tasks, self.classes, self.channels), dim=2)
-        side = self.image if self.op == "cosine_cross_entropy" else self.grid
-        target = torch.randint(0, self.classes, (self.tasks, side, side))
-        leaves = features.requires_grad_(self.backward), prototypes.requires_grad_(self.backward)
-        return leaves if self.op == "cosine_logits" else (*leaves, target)
-
-    def features_mib(self) -> float:
-        size = torch.finfo(getattr(torch, self.dtype)).bits // 8
-        return self.tasks * self.channels * self.grid**2 * size / 2**20
-
-
-def cases(quick: bool, device: str) -> list[Case]:
-    main = [Case(op, backward) for op in EAGER for backward in (False, True)]
-    more = [
-        *(Case(op, backward, channels=512) for op in EAGER for backward in (False, True)),
-        *(Case(op, False, tasks=8) for op in EAGER),
-        *(Case(op, backward, classes=6) for op in ("cosine_cross_entropy", "inner_opt") for backward in (False, True)),
-        *(Case(op, backward, channels=320, grid=41, image=321) for op in EAGER for backward in (False, True)),
-        *(Case(op, False, dtype="bfloat16") for op in EAGER),
-    ]
-    return [replace(case, device=device) for case in (main if quick else main + more)]
-
-
-def runner(call: Callable[..., Tensor], args: tuple[Tensor, ...], backward: bool) -> Callable[[], Any]:
-    if not backward:
-        return lambda: call(*args)
+def runner(case: Case, call: Callable[..., Tensor], args: tuple[Tensor, ...]) -> Callable[[], Any]:
+    options = case.options
+    if not case.backward:
+        return lambda: call(*args, **options)
     leaves = [x for x in args if x.requires_grad]
-    gradient = torch.ones_like(call(*args))
-    return lambda: torch.autograd.grad(call(*args), leaves, gradient)
+    gradient = torch.ones_like(call(*args, **options))
+    return lambda: torch.autograd.grad(call(*args, **options), leaves, gradient)
 
 
 def implementations(case: Case, compiled: bool) -> dict[str, Callable[..., Tensor]]:
@@ -101,16 +63,46 @@ def implementations(case: Case, compiled: bool) -> dict[str, Callable[..., Tenso
     return result
 
 
-def measure(case: Case, compiled: bool) -> dict[str, Any]:
+def measure(case: Case, compiled: bool, rate: float | None = None, cold: bool = False) -> dict[str, Any]:
+    """Times and memory of one case; ``rate``: multiply-adds per millisecond of this machine."""
     args = case.inputs()
     row: dict[str, Any] = {**asdict(case), "name": case.name, "ms": {}}
     features = args[0].detach()
     row["ms"]["read sweep"] = time_ms(features.sum)
     for name, call in implementations(case, compiled).items():
-        row["ms"][name] = time_ms(runner(call, args, case.backward))
+        row["ms"][name] = time_ms(runner(case, call, args))
+    ours = getattr(fewseg_ext, case.op)
+    if case.op == "inner_opt" and case.steps > 1:
+        row["ms"]["one step"] = time_ms(runner(replace(case, steps=1), ours, args))
+    if cold:
+        row["ms"]["ours, cold"] = time_ms(runner(case, ours, args), most=5, before=flush_caches)
+    median = row["ms"]["ours"]["p50"]
+    row["share_of_read_sweep"] = case.sweeps() * row["ms"]["read sweep"]["p50"] / median
+    if rate:
+        row["share_of_multiply_add_rate"] = case.multiply_adds() / rate / median
     row["extra_peak_mib"] = memory_in_fresh_process(case)
     row["features_mib"] = case.features_mib()
     return row
+
+
+def scaling(device: str) -> dict[str, list[dict[str, Any]]]:
+    """inner_opt, ours and eager, along every axis around its main shape."""
+    main = Case("inner_opt", False, device=device)
+    points: dict[str, list[dict[str, Any]]] = {}
+    todo = [(axis, value) for axis, values in SCALING.items() for value in values]
+    if device == "cpu":
+        todo += [("threads", n) for n in range(1, torch.get_num_threads() + 1)]
+    threads = torch.get_num_threads()
+    for axis, value in track(todo, description="scaling", transient=True):
+        torch.set_num_threads(value if axis == "threads" else threads)
+        for backward in (False, True):
+            case = replace(main, backward=backward, **({} if axis == "threads" else {axis: value}))
+            args = case.inputs()
+            calls = {"ours": fewseg_ext.inner_opt, "eager": EAGER["inner_opt"]}
+            ms = {name: time_ms(runner(case, call, args), budget_s=0.3) for name, call in calls.items()}
+            points.setdefault(axis, []).append({"value": value, "backward": backward, "ms": ms})
+    torch.set_num_threads(threads)
+    return points
 
 
 def memory_in_fresh_process(case: Case) -> float:
@@ -123,10 +115,9 @@ def memory_in_fresh_process(case: Case) -> float:
 def print_memory(case: Case) -> None:
     small = replace(case, tasks=1, classes=2, channels=16, grid=5, image=9)
     measure_extra = extra_peak_mib_cuda if case.device == "cuda" else extra_peak_mib
-    run = runner(getattr(fewseg_ext, case.op), small.inputs(), case.backward)
-    run()  # what is loaded once is not the call's
-    args = case.inputs()
     call = getattr(fewseg_ext, case.op)
+    runner(small, call, small.inputs())()  # what is loaded once is not the call's
+    args = case.inputs()
     if not case.backward:
         extra = measure_extra(lambda: call(*args))
     else:
@@ -166,57 +157,48 @@ def _call_overhead() -> dict[str, float]:
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="Milliseconds (median), and how many times as long as ours")
+    table = Table(title="Milliseconds, and how many times as long as ours; shares of what the machine can do")
     table.add_column("operator and shape")
-    for column in ("ours", "eager", "compiled", "naive", "read sweeps", "extra MiB"):
+    columns = ("p20", "ours p50", "p80", "cold", "eager", "compiled", "naive", "of read sweep", "of FMA rate", "extra MiB")
+    for column in columns:
         table.add_column(column, justify="right")
     for row in rows:
-        ours = row["ms"]["ours"]["p50"]
-        cells = [f"{ours:.2f}"]
+        ours = row["ms"]["ours"]
+        cold = row["ms"].get("ours, cold", {}).get("p50")
+        cells = [f"{ours[p]:.2f}" for p in ("p20", "p50", "p80")] + [f"{cold:.1f}" if cold else ""]
         for name in ("eager", "compiled", "naive"):
             other = row["ms"].get(name, {}).get("p50")
-            cells.append(f"{other:.1f} ({other / ours:.1f}x)" if other else "")
-        cells += [f"{ours / row['ms']['read sweep']['p50']:.1f}", f"{row['extra_peak_mib']:.1f}"]
-        table.add_row(row["name"], *cells)
+            cells.append(f"{other:.1f} ({other / ours['p50']:.1f}x)" if other else "")
+        for share in ("share_of_read_sweep", "share_of_multiply_add_rate"):
+            cells.append(f"{100 * row[share]:.0f} %" if share in row else "")
+        table.add_row(row["name"], *cells, f"{row['extra_peak_mib']:.1f}")
     return table
 
 
-def draw_chart(result: dict[str, Any], path: Path) -> None:
-    """Bars: how many times as long as ours each baseline takes, on a logarithmic axis."""
-    import matplotlib
+def verdict_table(result: dict[str, Any]) -> Table:
+    table = Table(title="Targets")
+    for column in ("ratio", "measured", "must", "goal", ""):
+        table.add_column(column, justify="left" if column == "ratio" else "right")
+    for verdict in verdicts(result):
+        sign = ">=" if verdict["at_least"] else "<="
+        goal = f"{sign} {verdict['goal']:g}" if verdict["goal"] is not None else ""
+        state = "missed" if not met(verdict) else "goal" if verdict["goal"] and met(verdict, "goal") else "met"
+        table.add_row(verdict["what"], f"{verdict['value']:.2f}", f"{sign} {verdict['must']:g}", goal, state)
+    return table
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import Patch
 
-    rows = [row for row in result["cases"] if len(row["ms"]) > 2]
-    figure, axes = plt.subplots(figsize=(9, 0.55 * len(rows) + 1.6), layout="constrained")
-    colours = {"eager": "#4c78a8", "compiled": "#72b7b2", "naive": "#bab0ac"}
-    height = 0.8 / len(colours)
-    for i, row in enumerate(rows):
-        for j, (name, colour) in enumerate(colours.items()):
-            if name in row["ms"]:
-                ratio = row["ms"][name]["p50"] / row["ms"]["ours"]["p50"]
-                # From 1, where both take equally long: a bar to the left is a loss.
-                axes.barh(i + j * height, ratio - 1, height, left=1, color=colour)
-                axes.text(max(ratio, 1) * 1.08, i + j * height, f"{ratio:.1f}", va="center", fontsize=7)
-    axes.set_yticks([i + height for i in range(len(rows))], [row["name"] for row in rows], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xscale("log")
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("times as long as fewseg_ext (logarithmic)")
-    facts = result["environment"]
-    where = facts["device"] if facts["device"] != "cpu" else f"{facts['processor']}, {facts['threads']} threads"
-    axes.set_title(f"{where}, torch {facts['torch']}", fontsize=9)
-    axes.set_xlim(right=2.5 * axes.get_xlim()[1])
-    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside lower right", ncols=len(handles), fontsize=8)
-    figure.savefig(path, dpi=120)
+def draw(result: dict[str, Any], path: Path) -> list[Path]:
+    drawn = [path.with_suffix(".png")]
+    draw_ratios(result, drawn[0])
+    if result.get("scaling"):
+        drawn.append(path.with_name(f"{path.stem}_scaling.png"))
+        draw_scaling(result, drawn[1])
+    return drawn
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the main shape only, without torch.compile of backwards")
+    parser.add_argument("--quick", action="store_true", help="the main shape only, warm caches, no scaling")
     parser.add_argument("--op", choices=list(EAGER), action="append", help="only this operator (may be repeated)")
     parser.add_argument("--threads", type=int, help="number of threads (default: torch's)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run (default: cpu)")
@@ -224,19 +206,21 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, help="where the JSON goes (default: benchmarks/results/kernel_speed_DEVICE[_quick].json)"
     )
-    parser.add_argument("--chart", type=Path, metavar="JSON", help="only draw the chart of this result")
+    parser.add_argument("--chart", type=Path, metavar="JSON", help="only draw the charts of this result")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
         print_memory(Case(**json.loads(options.memory)))
         return
     if options.chart:
-        draw_chart(json.loads(options.chart.read_text()), options.chart.with_suffix(".png"))
+        draw(json.loads(options.chart.read_text()), options.chart)
         return
 
     if options.threads:
         torch.set_num_threads(options.threads)
     console = Console()
+    full = not options.quick
+    rate = multiply_adds_per_ms(options.device)
     rows = []
     for case in cases(options.quick, options.device):
         if options.op and case.op not in options.op:
@@ -246,20 +230,30 @@ def main() -> None:
         if options.quick and case.op not in ("inner_opt", "cosine_cross_entropy"):
             compiled = False
         with console.status(case.name):
-            rows.append(measure(case, compiled))
+            rows.append(measure(case, compiled, rate, cold=full and case.tasks == 1))
         console.print(f"{case.name}: {rows[-1]['ms']['ours']['p50']:.2f} ms")
-    overhead = call_overhead(options.device)
+    result: dict[str, Any] = {
+        "environment": environment(),
+        "cache": "warm: calls follow one another on the same inputs; 'cold': caches overwritten before every call",
+        "multiply_adds_per_ms": rate,
+        "cases": rows,
+        "call_overhead_us": call_overhead(options.device),
+    }
+    if full and not options.op:
+        result["scaling"] = scaling(options.device)
     console.print(table_of(rows))
+    overhead = result["call_overhead_us"]
     console.print(
         "Forward+backward of a tiny call, microseconds: "
         + ", ".join(f"{name} {us:.0f} ({us / overhead['x.clone()']:.1f}x)" for name, us in overhead.items())
     )
-    result = {"environment": environment(), "cache": "warm", "cases": rows, "call_overhead_us": overhead}
+    if options.device == "cpu":
+        console.print(verdict_table(result))
     name = f"kernel_speed_{options.device}{'_quick' if options.quick else ''}.json"
     out = options.out or RESULTS / name
     write_json(out, result)
-    draw_chart(result, out.with_suffix(".png"))
-    console.print(f"written: {out} and {out.with_suffix('.png').name}")
+    drawn = draw(result, out)
+    console.print(f"written: {out}, {', '.join(path.name for path in drawn)}")
 
 
 if __name__ == "__main__":

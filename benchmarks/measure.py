@@ -12,11 +12,14 @@ from typing import Any
 import torch
 
 
-def time_ms(call: Callable[[], Any], budget_s: float = 0.6, most: int = 60) -> dict[str, float]:
+def time_ms(
+    call: Callable[[], Any], budget_s: float = 0.6, most: int = 60, before: Callable[[], Any] | None = None
+) -> dict[str, float]:
     """Runs ``call`` repeatedly and returns {p20, p50, p80} in milliseconds; the first call is not counted.
 
-    Warm caches: the calls follow one another on the same inputs. A call of more than a second is measured twice. On a
-    GPU a time is from an idle device to an idle device, so it includes the launches.
+    Warm caches: the calls follow one another on the same inputs, unless ``before`` (not timed) empties the caches. A
+    call of more than a second is measured twice. On a GPU a time is from an idle device to an idle device, so it
+    includes the launches.
     """
     if torch.cuda.is_available():
         on_gpu = call
@@ -34,12 +37,33 @@ def time_ms(call: Callable[[], Any], budget_s: float = 0.6, most: int = 60) -> d
         call()
     times = []
     for _ in range(repeats):
+        if before:
+            before()
         start = time.perf_counter()
         call()
         times.append((time.perf_counter() - start) * 1e3)
     times.sort()
     last = len(times) - 1
     return {"p20": times[round(0.2 * last)], "p50": statistics.median(times), "p80": times[round(0.8 * last)]}
+
+
+_flushed: list[torch.Tensor] = []
+
+
+def flush_caches() -> None:
+    """Writes twice as much as the last-level cache holds, so that nothing of the inputs stays in it."""
+    if not _flushed:
+        size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+        kib = int(size.read_text().strip().rstrip("K")) if size.is_file() else 32 * 1024
+        _flushed.append(torch.empty(2 * kib * 1024, dtype=torch.uint8))
+    _flushed[0].fill_(len(_flushed))
+
+
+def multiply_adds_per_ms(device: str = "cpu") -> float:
+    """What a large matrix product reaches here: the rate of multiply-adds that nothing exceeds."""
+    n = 1024 if device == "cpu" else 8192
+    a, b = torch.randn(2, n, n, device=device)
+    return n**3 / time_ms(lambda: a @ b)["p20"]
 
 
 def _status_mib(field: str) -> float:

@@ -1,6 +1,7 @@
 // What the op files need of torch's stable ABI: dtype dispatch, memory layout of feature maps, typed pointers.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -89,9 +90,39 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// A new tensor on the device of `like`.
+inline int32_t shim_dtype(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+      return aoti_torch_dtype_float64();
+    case ScalarType::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case ScalarType::Half:
+      return aoti_torch_dtype_float16();
+    case ScalarType::Int:
+      return aoti_torch_dtype_int32();
+    default:
+      return aoti_torch_dtype_float32();
+  }
+}
+
+// A new tensor on the device of `like`. Straight to the allocation: torch::stable::new_empty goes through the dispatcher
+// by name, which for a small call takes longer than all arithmetic.
+inline Tensor make(const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                   ScalarType type) {
+  int32_t device_type, device_index;
+  AtenTensorHandle tensor;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
+                                                  shim_dtype(type), device_type, device_index, &tensor));
+  return Tensor(tensor);
+}
+
 inline Tensor make(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
-  return torch::stable::new_empty(like, sizes, type);
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0; stride *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = stride;
+  return make(like, sizes, strides, type);
 }
 
 // A [B,C,H,W] map as the kernels read it: NCHW or channels-last; anything else is made contiguous first.
@@ -122,7 +153,11 @@ struct FeatureMap {
   int64_t pixel_stride() const { return channels_last ? channels : 1; }
 
   // An uninitialised map of the same sizes, dtype and layout.
-  Tensor empty_like() const { return torch::stable::empty_like(tensor); }
+  Tensor empty_like() const {
+    const std::vector<int64_t> sizes{batch, channels, height, width};
+    if (!channels_last) return make(tensor, sizes, tensor.scalar_type());
+    return make(tensor, sizes, {channels * pixels, 1, width * channels, channels}, tensor.scalar_type());
+  }
 };
 
 }  // namespace fewseg

@@ -3,6 +3,10 @@
 
 #include "instruction_set.h"
 
+#if FEWSEG_VECTOR_BYTES >= 32
+#include <immintrin.h>
+#endif
+
 #define FEWSEG_STRING_(x) #x
 #define FEWSEG_STRING(x) FEWSEG_STRING_(x)
 

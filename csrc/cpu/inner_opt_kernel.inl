@@ -29,19 +29,29 @@ static inline void pack_block(const S* features, int64_t pixels, int64_t c, int6
   for (int p = 0; p < kTile; ++p) squares[p] += run[p];
 }
 
+// The pixels x..x+count of channels-last features. A panel of channels at a time: the blocks of a pixel lie a kilobyte
+// apart, so that those of all channels would evict one another from L1.
 template <class S, class A>
 static inline void pack_rows(const S* features, int64_t channels, int64_t x, int64_t count, S* tile, A* squares) {
-  for (int64_t c = 0; c < channels; c += kTile)
+  constexpr int64_t kPanel = 32 * kTile;
+  const int64_t whole = channels / kTile * kTile;
+  for (int64_t start = 0; start < whole; start += kPanel)
     for (int64_t p = 0; p < count; ++p) {
-      const S* pixel = features + (x + p) * channels + c;
-      S* out = tile + c * count + p * kTile;
-      const int64_t width = least(kTile, channels - c);
-      A run = 0;
-      for (int64_t i = 0; i < kTile; ++i) {
-        out[i] = i < width ? pixel[i] : S{};
-        run += widen(out[i]) * widen(out[i]);
+      const S* pixel = features + (x + p) * channels;
+      Block<A> run = splat(A(0));
+      for (int64_t c = start; c < least(start + kPanel, whole); c += kTile) {
+        const Block<A> q = load(pixel + c);
+        multiply_add(run, q, q);
+        __builtin_memcpy(tile + c * count + p * kTile, pixel + c, kTile * sizeof(S));
       }
-      squares[p] += run;
+      squares[p] += sum(run);
+    }
+  if (whole == channels) return;
+  for (int64_t p = 0; p < count; ++p)
+    for (int64_t i = 0; i < kTile; ++i) {
+      const S value = whole + i < channels ? features[(x + p) * channels + whole + i] : S{};
+      tile[whole * count + p * kTile + i] = value;
+      squares[p] += widen(value) * widen(value);
     }
 }
 

@@ -25,15 +25,6 @@ struct Lanes {
   typedef typename LaneOf<sizeof(S)>::Element Vector __attribute__((vector_size(LaneOf<sizeof(S)>::kBytes)));
 };
 
-template <int... kIndex>
-struct Indices {};
-template <int kCount, int... kIndex>
-struct Count : Count<kCount - 1, kCount - 1, kIndex...> {};
-template <int... kIndex>
-struct Count<0, kIndex...> {
-  typedef Indices<kIndex...> Type;
-};
-
 // Exchanges the blocks of kStep elements off the diagonal of every 2 x 2 blocks; steps kCount/2, ..., 2, 1 transpose.
 template <int kStep, class S, int... kIndex>
 static inline void exchange(typename Lanes<S>::Vector* rows, Indices<kIndex...>) {

@@ -45,33 +45,49 @@ static inline Block<double> load(const double* p) {
   return load_natives(p);
 }
 
-static inline Block<float> load(const BFloat16* p) {
+// Sixteen-bit numbers, widened to a native vector of float32. By intrinsics where GCC 12 makes four instructions of one.
+static inline Block<float>::Native widen_native(const BFloat16* p) {
   // A bfloat16 is the upper half of a float32.
-  typedef std::uint16_t Narrow __attribute__((vector_size(FEWSEG_VECTOR_BYTES / 2)));
   typedef std::uint32_t Wide __attribute__((vector_size(FEWSEG_VECTOR_BYTES)));
-  using A = float;
-  Block<A> result;
-  FEWSEG_EACH_NATIVE
-  {
-    Narrow narrow;
-    __builtin_memcpy(&narrow, p + i * Block<A>::kLanes, sizeof(narrow));
-    const Wide wide = __builtin_convertvector(narrow, Wide) << 16;
-    __builtin_memcpy(&result.part[i], &wide, sizeof(wide));
-  }
-  return result;
+#if FEWSEG_VECTOR_BYTES == 64
+  const Wide wide = Wide(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif FEWSEG_VECTOR_BYTES == 32
+  const Wide wide = Wide(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  typedef std::uint16_t Narrow __attribute__((vector_size(FEWSEG_VECTOR_BYTES / 2)));
+  Narrow narrow;
+  __builtin_memcpy(&narrow, p, sizeof(narrow));
+  const Wide wide = __builtin_convertvector(narrow, Wide);
+#endif
+  return Block<float>::Native(wide << 16);
 }
 
-static inline Block<float> load(const Half* p) {
+static inline Block<float>::Native widen_native(const Half* p) {
+#if FEWSEG_VECTOR_BYTES == 64
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif FEWSEG_VECTOR_BYTES == 32
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
   typedef _Float16 Narrow __attribute__((vector_size(FEWSEG_VECTOR_BYTES / 2)));
+  Narrow narrow;
+  __builtin_memcpy(&narrow, p, sizeof(narrow));
+  return __builtin_convertvector(narrow, Block<float>::Native);
+#endif
+}
+
+template <class S>
+static inline Block<float> load_narrow(const S* p) {
   using A = float;
   Block<A> result;
   FEWSEG_EACH_NATIVE
-  {
-    Narrow narrow;
-    __builtin_memcpy(&narrow, p + i * Block<A>::kLanes, sizeof(narrow));
-    result.part[i] = __builtin_convertvector(narrow, typename Block<A>::Native);
-  }
+  result.part[i] = widen_native(p + i * Block<A>::kLanes);
   return result;
+}
+static inline Block<float> load(const BFloat16* p) {
+  return load_narrow(p);
+}
+static inline Block<float> load(const Half* p) {
+  return load_narrow(p);
 }
 
 static inline float widen(float x) {
@@ -214,14 +230,35 @@ static inline void multiply_add(Block<A>& sum, A x, const Block<A>& y) {
   sum.part[i] += x * y.part[i];
 }
 
+template <int... kIndex>
+struct Indices {};
+template <int kCount, int... kIndex>
+struct Count : Count<kCount - 1, kCount - 1, kIndex...> {};
+template <int... kIndex>
+struct Count<0, kIndex...> {
+  typedef Indices<kIndex...> Type;
+};
+
+// The lower half of a vector plus its upper half, until one number is left.
+template <class A, int kLanes, class V, int... kIndex>
+static inline A sum_lanes(const V& v, Indices<kIndex...>) {
+  if constexpr (kLanes == 2)
+    return v[0] + v[1];
+  else
+    return sum_lanes<A, kLanes / 2>(__builtin_shufflevector(v, v, kIndex...) +
+                                        __builtin_shufflevector(v, v, (kLanes / 2 + kIndex)...),
+                                    typename Count<kLanes / 4>::Type{});
+}
+
 // The sum of the sixteen, in a fixed order.
 template <class A>
 static inline A sum(const Block<A>& x) {
-  A v[kBlock];
-  store(v, x);
-  for (int half = kBlock / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) v[i] += v[i + half];
-  return v[0];
+  Block<A> v = x;
+#pragma GCC unroll 4
+  for (int half = Block<A>::kNatives / 2; half > 0; half /= 2)
+#pragma GCC unroll 4
+    for (int i = 0; i < half; ++i) v.part[i] += v.part[i + half];
+  return sum_lanes<A, Block<A>::kLanes>(v.part[0], typename Count<Block<A>::kLanes / 2>::Type{});
 }
 
 // The bits of a native vector of float32, and back.

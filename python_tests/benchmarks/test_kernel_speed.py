@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_speed import Case, draw_chart, measure, table_of
+from kernel_speed import draw, measure, table_of, verdict_table
 
 import fewseg_ext
 from baselines import EAGER, NAIVE
+from cases import SCALING, Case
 from support import relative_error
+from targets import met, verdicts
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kernel_speed.py"
 SMALL = {"channels": 24, "grid": 7, "image": 30}
@@ -29,13 +31,33 @@ def test_baselines_compute_the_same(op: str, baselines) -> None:
     assert all(relative_error(x, y) < 1e-10 for x, y in zip(gradients, expected, strict=True))
 
 
+FACTS = {"processor": "a processor", "threads": 1, "torch": "2", "device": "cpu", "instruction_set": "avx2"}
+
+
 def test_measures_prints_and_draws(tmp_path: Path) -> None:
-    rows = [measure(Case(op, backward, **SMALL), compiled=False) for op in EAGER for backward in (False, True)]
+    rows = [measure(Case(op, backward, **SMALL), False, rate=1e6) for op in EAGER for backward in (False, True)]
     assert all({"ours", "eager", "naive", "read sweep"} <= row["ms"].keys() for row in rows)
     assert table_of(rows).row_count == len(rows)
-    facts = {"processor": "a processor", "threads": 1, "torch": torch.__version__, "device": "cpu"}
-    draw_chart({"environment": facts, "cases": rows}, tmp_path / "chart.png")
-    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+    point = {"value": 2, "backward": False, "ms": {name: {"p50": 1.0} for name in ("ours", "eager")}}
+    result = {"environment": FACTS, "cases": rows, "scaling": {axis: [point] for axis in SCALING}}
+    drawn = draw(result, tmp_path / "chart.json")
+    assert [path.name for path in drawn] == ["chart.png", "chart_scaling.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+def test_targets_are_judged_by_their_rows() -> None:
+    times = {"ours": 2.0, "compiled": 10.0, "naive": 500.0, "one step": 0.2, "read sweep": 0.1}
+    name = "inner_opt B=1 K=2 C=2048 53x53 float32"
+    result = {"cases": [{"name": name, "ms": {key: {"p50": ms} for key, ms in times.items()}}]}
+    result["call_overhead_us"] = {"x.clone()": 10.0, "inner_opt": 40.0}
+    found = {verdict["what"]: (verdict["value"], met(verdict)) for verdict in verdicts(result)}
+    assert found == {
+        "inner_opt, compiled / ours": (5.0, True),
+        "inner_opt, naive / ours": (250.0, False),
+        "inner_opt, a step / read sweep": (pytest.approx(2.0), True),
+        "tiny call of inner_opt, ours / clone": (4.0, False),
+    }
+    assert verdict_table(result).row_count == 4
 
 
 def test_memory_of_the_inner_loop_does_not_grow_with_the_steps() -> None:
