@@ -1,0 +1,94 @@
+"""Writes the tables of README.md from the committed results, so that no figure is copied by hand.
+
+    python benchmarks/readme_tables.py           rewrites them
+    python benchmarks/readme_tables.py --check   fails where README.md and the results differ
+
+A table stands between two comments, <!-- table: NAME --> and <!-- end of table -->.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from targets import MAIN, met, verdicts
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+OPS = ("masked_avg_pool", "cosine_logits", "cosine_cross_entropy", "inner_opt")
+
+
+def load(name: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((RESULTS / name).read_text())
+    return result
+
+
+def speed() -> list[str]:
+    result = load("kernel_speed_cpu.json")
+    rows = {row["name"]: row for row in result["cases"]}
+    facts = result["environment"]
+    lines = [
+        "| B = 1, K = 2, C = 2048, 53 x 53, masks and labels 417 x 417, float32 | ms | careful PyTorch "
+        "| the same compiled | what one writes first | of the read sweep | extra MiB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for op in OPS:
+        for direction in ("", " fwd+bwd"):
+            row = rows[f"{op}{direction} {MAIN}"]
+            ours = row["ms"]["ours"]["p50"]
+            others = [row["ms"].get(name, {}).get("p50") for name in ("eager", "compiled", "naive")]
+            cells = [f"{other / ours:.1f}x" if other else "" for other in others]
+            lines.append(
+                f"| `{op}`{', forward + backward' if direction else ''} | {ours:.1f} | {' | '.join(cells)} "
+                f"| {100 * row['share_of_read_sweep']:.0f} % | {row['extra_peak_mib']:.1f} |"
+            )
+    lines += [
+        "",
+        f"Measured {facts['date']}: {facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}, torch "
+        f"{facts['torch']}; medians, warm caches.",
+    ]
+    missed = [f"{v['what']} {v['value']:.1f} instead of {v['must']:g}" for v in verdicts(result) if not met(v)]
+    if missed:
+        lines += ["", f"Targets not reached: {'; '.join(missed)}; see [NOTES](benchmarks/NOTES.md)."]
+    return lines
+
+
+TABLES: dict[str, Callable[[], list[str]]] = {"speed": speed}
+
+
+def rewritten(text: str) -> str:
+    """``text`` with every table made anew.
+
+    Raises:
+        ValueError: a table that nobody makes, or one of ours that has no place in ``text``.
+    """
+    names = re.findall(r"<!-- table: (\w+) -->", text)
+    if set(names) != set(TABLES):
+        raise ValueError(f"README.md has the tables {sorted(names)}, made are {sorted(TABLES)}")
+    for name in names:
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end of table -->)"
+        body = "\n" + "\n".join(TABLES[name]()) + "\n\n"
+        text = re.sub(pattern, lambda m, body=body: m[1] + body + m[2], text, flags=re.DOTALL)
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, fail where something would change")
+    options = parser.parse_args()
+    before = README.read_text()
+    after = rewritten(before)
+    if options.check:
+        if before != after:
+            print("README.md differs from the results: run python benchmarks/readme_tables.py", file=sys.stderr)
+        return int(before != after)
+    README.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
