@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -136,7 +138,9 @@ def define_backward(op: str) -> Callable[..., Any]:
     overload = getattr(torch.ops.fewseg, name).default
 
     if not has_cuda_kernels:
-        library.impl(f"_{op}_forward", _without_cuda(op), "CUDA")
+        # Operators whose backward needs nothing but their arguments have no raw forward.
+        if hasattr(torch.ops.fewseg, f"_{op}_forward"):
+            library.impl(f"_{op}_forward", _without_cuda(op), "CUDA")
         library.impl(name, _without_cuda(op), "CUDA")
 
     def call(*args: Any) -> Any:
@@ -166,6 +170,11 @@ def through_dispatcher(features: Tensor) -> bool:
     return torch.compiler.is_compiling() or torch.is_autocast_enabled(features.device.type)
 
 
+def is_traced(x: Tensor) -> bool:
+    """Whether a call is being recorded, by torch.compile or torch.export, instead of computed."""
+    return torch.compiler.is_compiling() or isinstance(x, (FakeTensor, FunctionalTensor))
+
+
 def translate(error: RuntimeError) -> Exception:
     """The exception to raise for what a kernel raised: a bad label is the caller's ValueError."""
     text = str(error)
@@ -179,9 +188,14 @@ def autocast_operand(x: Tensor, features: Tensor) -> Tensor:
     return x.to(torch.float32)
 
 
+def is_channels_last(features: Tensor) -> bool:
+    """Whether the kernels take the features as channels-last; what is both counts as NCHW."""
+    return not features.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last)
+
+
 def like_features(features: Tensor) -> Tensor:
     """An empty gradient in the layout that the kernels give it: channels-last for channels-last, else NCHW."""
-    if features.is_contiguous() or not features.is_contiguous(memory_format=torch.channels_last):
+    if not is_channels_last(features):
         return features.new_empty(features.shape)
     return torch.empty_like(features, memory_format=torch.channels_last)
 
