@@ -74,10 +74,9 @@ FEWSEG_ANYWHERE void aggregate_backward(const Shots<A>& shots, Weighting weighti
   }
 }
 
-// The channels 4 group .. 4 group + count - 1 of a sample: z = mean + sqrt(variance) * noise, rounded once.
-template <class A>
-FEWSEG_ANYWHERE void draw(const Gaussian* channel, int64_t count, const Noise& noise, A* z) {
-  for (int64_t c = 0; c < count; ++c) z[c] = A(channel[c].mean + sqrt(channel[c].variance) * noise.lane[c]);
+// A sample, to be rounded once.
+FEWSEG_ANYWHERE double sampled(Gaussian gaussian, double noise) {
+  return gaussian.mean + sqrt(gaussian.variance) * noise;
 }
 
 }  // namespace fewseg

@@ -33,9 +33,11 @@ void draw_samples(const Samples& sizes, const int64_t* key, const F& gaussian_of
   each_group(sizes, [&](int64_t task, int64_t first, int64_t count) {
     Gaussian channel[kNoiseLanes];
     for (int64_t c = 0; c < count; ++c) channel[c] = gaussian_of(task, first + c);
-    for (int64_t l = 0; l < sizes.samples; ++l)
-      draw(channel, count, normal_noise(key, task, l, first / kNoiseLanes),
-           z + (task * sizes.samples + l) * sizes.channels + first);
+    for (int64_t l = 0; l < sizes.samples; ++l) {
+      const Noise noise = normal_noise(key, task, l, first / kNoiseLanes);
+      A* to = z + (task * sizes.samples + l) * sizes.channels + first;
+      for (int64_t c = 0; c < count; ++c) to[c] = A(sampled(channel[c], noise.lane[c]));
+    }
   });
 }
 
