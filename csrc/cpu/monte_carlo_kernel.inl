@@ -1,7 +1,7 @@
 // The mean of the softmaxes of L samples, sixteen pixels of a row at a time: the probabilities of a single sample exist
 // for these sixteen only.
 
-// Beyond this a difference of logits adds nothing to an entropy; inf times zero would be NaN.
+// A logit this far below the largest has probability 0 all the same; infinitely far would give an entropy inf times 0.
 template <class A>
 static inline A bounded(A below_top) {
   return below_top < A(-1e4) ? A(-1e4) : below_top;
@@ -26,12 +26,12 @@ static inline void softmax_block(const SampleRow<A>& row, int64_t l, int64_t x, 
     for (int i = 0; i < kBlock; ++i) {
       const A difference = second[i] - first[i];
       second_wins[i] = difference > 0;
-      e[i] = below[i] = second_wins[i] ? -difference : difference;
+      e[i] = below[i] = bounded(second_wins[i] ? -difference : difference);
     }
     exp_nonpositive(e);
     for (int i = 0; i < kBlock; ++i) total[i] = e[i] + 1;
     for (int i = 0; i < kBlock; ++i) share[i] = 1 / total[i];
-    for (int i = 0; i < kBlock; ++i) around[i] = -bounded(below[i]) * e[i] * share[i];
+    for (int i = 0; i < kBlock; ++i) around[i] = -below[i] * e[i] * share[i];
     for (int i = 0; i < kBlock; ++i) {
       const A smaller = e[i] * share[i];
       first[i] = second_wins[i] ? smaller : share[i];
@@ -44,10 +44,10 @@ static inline void softmax_block(const SampleRow<A>& row, int64_t l, int64_t x, 
     for (int i = 0; i < kBlock; ++i) total[i] = 0;
     for (int64_t k = 0; k < row.classes; ++k) {
       A *z = p + k * kBlock, below[kBlock];
-      for (int i = 0; i < kBlock; ++i) z[i] = below[i] = z[i] - top[i];
+      for (int i = 0; i < kBlock; ++i) z[i] = below[i] = bounded(z[i] - top[i]);
       exp_nonpositive(z);
       for (int i = 0; i < kBlock; ++i) total[i] += z[i];
-      for (int i = 0; i < kBlock; ++i) around[i] -= bounded(below[i]) * z[i];
+      for (int i = 0; i < kBlock; ++i) around[i] -= below[i] * z[i];
     }
     for (int i = 0; i < kBlock; ++i) share[i] = 1 / total[i];
     for (int i = 0; i < kBlock; ++i) around[i] *= share[i];

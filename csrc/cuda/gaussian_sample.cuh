@@ -6,7 +6,8 @@
 
 namespace fewseg {
 
-// The Gaussians to sample, as they are: [B,C]. Its like for aggregated ones is DeviceAggregate in sample_prototypes.cuh.
+// The Gaussians to sample, as they are: [B,C]. Its like for aggregated ones is DeviceAggregate in
+// sample_prototypes.cuh.
 template <class A>
 struct DeviceGaussians {
   const A *mean, *variance;  // the mean null where only the variance is needed

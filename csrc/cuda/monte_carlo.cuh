@@ -25,7 +25,7 @@ struct Softmax {
   A top, total, around;
 };
 
-// Beyond this a difference of logits adds nothing to an entropy; inf times zero would be NaN.
+// A logit this far below the largest has probability 0 all the same; infinitely far would give an entropy inf times 0.
 template <class A>
 __device__ inline A bounded(A below_top) {
   return below_top < A(-1e4) ? A(-1e4) : below_top;

@@ -17,8 +17,8 @@ template <class A>
 void average_samples(const OnDevice& device, const MonteCarloSizes& sizes, const Tensor& logits, A* probabilities,
                      A* variance, A* entropy, A* mutual_information) {
   const LaunchPlan plan = plan_elements(sizes.tasks * sizes.h * sizes.w);
-  const auto kernel = sizes.classes <= kFewClasses ? average_samples_kernel<kFewClasses, A>
-                                                   : average_samples_kernel<kManyClasses, A>;
+  const auto kernel =
+      sizes.classes <= kFewClasses ? average_samples_kernel<kFewClasses, A> : average_samples_kernel<kManyClasses, A>;
   run(device, kernel, plan, look<A>(sizes, logits), probabilities, variance, entropy, mutual_information);
 }
 

@@ -11,7 +11,14 @@ namespace {
 constexpr const char* kOp = "fewseg::tiled_conv2d";
 
 TiledGrid grid_of(const TiledConv2dSizes& sizes) {
-  return {sizes.rows, sizes.columns, sizes.samples(), sizes.L, sizes.O, sizes.h, sizes.w, int(sizes.rows.classes()),
+  return {sizes.rows,
+          sizes.columns,
+          sizes.samples(),
+          sizes.L,
+          sizes.O,
+          sizes.h,
+          sizes.w,
+          int(sizes.rows.classes()),
           int(sizes.columns.classes())};
 }
 
@@ -78,16 +85,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tiled_conv2d_backward(const Tensor& g
     const S* g = data<S>(d_result.tensor);
     if (sizes.B == 0) return;
     if (needs_z || needs_weight || needs_bias) {
-      const auto kernel =
-          d_result.channels_last ? sum_classes_kernel<true, S, A> : sum_classes_kernel<false, S, A>;
+      const auto kernel = d_result.channels_last ? sum_classes_kernel<true, S, A> : sum_classes_kernel<false, S, A>;
       run(device, kernel, plan_sum_classes<A>(entries, sizes.O, d_result.channels_last), grid, g,
           mutable_data<A>(sums));
     }
     if (needs_z || needs_weight)
       run(device, sum_taps_kernel<A>, plan_elements(sizes.samples() * sizes.O * sizes.taps()), grid, data<A>(sums),
           mutable_data<A>(by_tap));
-    if (needs_z)
-      run_pool<A>(device, as_map(z_taps, sizes), data<A>(by_tap), sizes.samples(), mutable_data<A>(d_z));
+    if (needs_z) run_pool<A>(device, as_map(z_taps, sizes), data<A>(by_tap), sizes.samples(), mutable_data<A>(d_z));
     if (needs_weight)
       run_combine<A>(device, as_map(d_taps, sizes), data<A>(by_tap), data<A>(plain_z), sizes.samples(), nullptr,
                      mutable_data<A>(d_taps));

@@ -167,7 +167,10 @@ def needs_gradient(*tensors: Tensor) -> bool:
 def through_dispatcher(features: Tensor) -> bool:
     """Whether a public function has to go through ``torch.ops`` instead of calling its autograd Function directly:
     when it is being traced, and under autocast, whose casts are registered there."""
-    return torch.compiler.is_compiling() or torch.is_autocast_enabled(features.device.type)
+    if torch.compiler.is_compiling():
+        return True
+    # What is no tensor goes on to the checks, which say so.
+    return isinstance(features, Tensor) and torch.is_autocast_enabled(features.device.type)
 
 
 def is_traced(x: Tensor) -> bool:
