@@ -17,7 +17,7 @@ struct Samples {
 template <class F>
 void each_group(const Samples& sizes, const F& f) {
   const int64_t groups = (sizes.channels + kNoiseLanes - 1) / kNoiseLanes;
-  constexpr int64_t kWorkOfASample = 200;  // in multiply-adds: logarithms, sines and cosines of doubles
+  constexpr int64_t kWorkOfASample = 60;  // in multiply-adds: logarithms, sines and cosines of doubles
   parallel(sizes.tasks * groups, sizes.tasks * groups * sizes.samples * kWorkOfASample,
            [&](int64_t begin, int64_t end) {
              for (int64_t i = begin; i < end; ++i) {
