@@ -151,10 +151,45 @@ static inline Block<A> operator+(const Block<A>& x, const Block<A>& y) {
 }
 
 template <class A>
+static inline Block<A> operator-(const Block<A>& x, const Block<A>& y) {
+  Block<A> result;
+  FEWSEG_EACH_NATIVE
+  result.part[i] = x.part[i] - y.part[i];
+  return result;
+}
+
+template <class A>
 static inline Block<A> operator*(const Block<A>& x, const Block<A>& y) {
   Block<A> result;
   FEWSEG_EACH_NATIVE
   result.part[i] = x.part[i] * y.part[i];
+  return result;
+}
+
+// x where sign > 0, else y.
+template <class A>
+static inline Block<A> where_positive(const Block<A>& sign, const Block<A>& x, const Block<A>& y) {
+  Block<A> result;
+  FEWSEG_EACH_NATIVE
+  result.part[i] = sign.part[i] > A(0) ? x.part[i] : y.part[i];
+  return result;
+}
+
+// The larger of the two; NaN where x is.
+template <class A>
+static inline Block<A> at_least(const Block<A>& x, A least) {
+  const Block<A> other = splat(least);
+  Block<A> result;
+  FEWSEG_EACH_NATIVE
+  result.part[i] = x.part[i] < least ? other.part[i] : x.part[i];
+  return result;
+}
+
+template <class A>
+static inline Block<A> reciprocal(const Block<A>& x) {
+  Block<A> result;
+  FEWSEG_EACH_NATIVE
+  result.part[i] = A(1) / x.part[i];
   return result;
 }
 
