@@ -6,7 +6,7 @@ namespace {
 
 constexpr const char* kOp = "fewseg::mc_average";
 
-Tensor mc_average(const Tensor& logits, std::optional<std::vector<int64_t>> size) {
+Tensor mc_average(const Tensor& logits, const std::optional<std::vector<int64_t>>& size) {
   const MonteCarloSizes sizes(kOp, logits, size);
   const ScalarType type = accumulator_type(logits.scalar_type());
   const Tensor plain_logits = as_contiguous(with_dtype(logits, type));

@@ -9,7 +9,7 @@ namespace {
 constexpr const char* kOp = "fewseg::mc_uncertainty";
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> mc_uncertainty(const Tensor& logits,
-                                                          std::optional<std::vector<int64_t>> size) {
+                                                          const std::optional<std::vector<int64_t>>& size) {
   const MonteCarloSizes sizes(kOp, logits, size);
   const OnDevice device(logits);
   const ScalarType storage_type = logits.scalar_type(), type = accumulator_type(storage_type);

@@ -28,8 +28,8 @@ FeatureMap as_map(const Tensor& z_taps, const TiledConv2dSizes& sizes) {
   return FeatureMap(torch::stable::permute(pixels, {0, 3, 1, 2}));
 }
 
-Tensor tiled_conv2d(const Tensor& features, const Tensor& z, const Tensor& weight, std::optional<Tensor> bias,
-                    std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+Tensor tiled_conv2d(const Tensor& features, const Tensor& z, const Tensor& weight, const std::optional<Tensor>& bias,
+                    const std::vector<int64_t>& padding, const std::vector<int64_t>& dilation) {
   const TiledConv2dSizes sizes = check_tiled_conv2d(kOp, features, z, weight, bias, padding, dilation);
   const OnDevice device(features);
   const ScalarType type = tiled_conv2d_type(features, z, weight, bias), accumulator = accumulator_type(type);
@@ -58,9 +58,10 @@ Tensor tiled_conv2d(const Tensor& features, const Tensor& z, const Tensor& weigh
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> tiled_conv2d_backward(const Tensor& gradient, const Tensor& features,
                                                                  const Tensor& z, const Tensor& weight,
-                                                                 std::vector<int64_t> padding,
-                                                                 std::vector<int64_t> dilation, bool needs_features,
-                                                                 bool needs_z, bool needs_weight, bool needs_bias) {
+                                                                 const std::vector<int64_t>& padding,
+                                                                 const std::vector<int64_t>& dilation,
+                                                                 bool needs_features, bool needs_z, bool needs_weight,
+                                                                 bool needs_bias) {
   const TiledConv2dSizes sizes = check_tiled_conv2d(kOp, features, z, weight, std::nullopt, padding, dilation);
   const OnDevice device(features);
   const ScalarType type = gradient.scalar_type(), accumulator = accumulator_type(type);
