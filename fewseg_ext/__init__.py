@@ -5,7 +5,19 @@ Importing this package loads the operators. The models are loaded when they are 
 
 from typing import TYPE_CHECKING, Any
 
-from fewseg_ext.ops import cosine_cross_entropy, cosine_logits, inner_opt, masked_avg_pool, set_debug
+from fewseg_ext.ops import (
+    cosine_cross_entropy,
+    cosine_logits,
+    gaussian_aggregate,
+    gaussian_sample,
+    inner_opt,
+    masked_avg_pool,
+    mc_average,
+    mc_uncertainty,
+    sample_prototypes,
+    set_debug,
+    tiled_conv2d,
+)
 
 if TYPE_CHECKING:
     from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline
@@ -22,9 +34,15 @@ __all__ = [
     "PrototypeBaseline",
     "cosine_cross_entropy",
     "cosine_logits",
+    "gaussian_aggregate",
+    "gaussian_sample",
     "inner_opt",
     "masked_avg_pool",
+    "mc_average",
+    "mc_uncertainty",
+    "sample_prototypes",
     "set_debug",
+    "tiled_conv2d",
 ]
 
 

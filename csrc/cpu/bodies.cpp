@@ -29,6 +29,10 @@ namespace FEWSEG_ISA {
 
 #include "inner_opt_kernel.inl"
 
+#include "monte_carlo_kernel.inl"
+
+#include "tiled_conv2d_kernel.inl"
+
 // constexpr: an initialiser that ran when the library is loaded would run this set's instructions on any processor.
 extern const KernelTable table;
 constexpr KernelTable table = {
@@ -37,6 +41,9 @@ constexpr KernelTable table = {
      masked_avg_pool_bodies<Half>()},
     {cosine_bodies<float>(), cosine_bodies<double>(), cosine_bodies<BFloat16>(), cosine_bodies<Half>()},
     {inner_opt_bodies<float>(), inner_opt_bodies<double>(), inner_opt_bodies<BFloat16>(), inner_opt_bodies<Half>()},
+    {monte_carlo_bodies<float>(), monte_carlo_bodies<double>()},
+    {tiled_conv2d_bodies<float>(), tiled_conv2d_bodies<double>(), tiled_conv2d_bodies<BFloat16>(),
+     tiled_conv2d_bodies<Half>()},
 };
 
 }  // namespace FEWSEG_ISA

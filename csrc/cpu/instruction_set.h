@@ -8,6 +8,8 @@
 #include "cosine_kernel.h"
 #include "inner_opt_kernel.h"
 #include "masked_avg_pool_kernel.h"
+#include "monte_carlo_kernel.h"
+#include "tiled_conv2d_kernel.h"
 
 namespace fewseg {
 
@@ -16,6 +18,8 @@ struct KernelTable {
   MaskedAvgPoolBodies masked_avg_pool;
   CosineBodies cosine;
   InnerOptBodies inner_opt;
+  MonteCarloBodies monte_carlo;
+  TiledConv2dBodies tiled_conv2d;
 };
 
 // The best set that this processor runs, or the one that FEWSEG_CPU_ISA=baseline|avx2|avx512 asks for. Throws where

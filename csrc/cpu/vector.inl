@@ -217,6 +217,25 @@ static inline Block<A> operator*(const Block<A>& x, const Block<A>& y) {
   return result;
 }
 
+// x where sign > 0, else y.
+template <class A>
+static inline Block<A> where_positive(const Block<A>& sign, const Block<A>& x, const Block<A>& y) {
+  Block<A> result;
+  FEWSEG_EACH_NATIVE
+  result.part[i] = sign.part[i] > A(0) ? x.part[i] : y.part[i];
+  return result;
+}
+
+// The larger of the two; NaN where x is.
+template <class A>
+static inline Block<A> at_least(const Block<A>& x, A least) {
+  const Block<A> other = splat(least);
+  Block<A> result;
+  FEWSEG_EACH_NATIVE
+  result.part[i] = x.part[i] < least ? other.part[i] : x.part[i];
+  return result;
+}
+
 // sum += x * y, fused where the instruction set can.
 template <class A>
 static inline void multiply_add(Block<A>& sum, const Block<A>& x, const Block<A>& y) {

@@ -18,17 +18,7 @@ struct UpsampledCosines {
 
   // scale * the cosine of class k, between the feature rows and columns of two taps.
   __device__ A logit(int64_t task, int k, const BilinearTap& row, const BilinearTap& column) const {
-    const A* at = cosine + ((task * classes + k) * H + row.lower) * W + column.lower;
-    const A fy = A(row.fraction), fx = A(column.fraction);
-    // A fraction of zero may belong to the last row or column, which has no neighbour.
-    A value = (1 - fx) * at[0];
-    if (fx != 0) value += fx * at[1];
-    if (fy != 0) {
-      A below = (1 - fx) * at[W];
-      if (fx != 0) below += fx * at[W + 1];
-      value = (1 - fy) * value + fy * below;
-    }
-    return scale * value;
+    return scale * bilinear_value(cosine + (task * classes + k) * H * W, W, row, column);
   }
 };
 

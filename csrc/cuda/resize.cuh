@@ -20,6 +20,22 @@ __device__ inline BilinearTap bilinear_tap(int64_t o, int64_t from, int64_t to) 
   return {lower, lower + 1 < from ? source - double(lower) : 0.0};
 }
 
+// What a plane of rows of `width` has between the rows and columns of two taps.
+template <class A>
+__device__ inline A bilinear_value(const A* plane, int64_t width, const BilinearTap& row, const BilinearTap& column) {
+  const A* at = plane + row.lower * width + column.lower;
+  const A fy = A(row.fraction), fx = A(column.fraction);
+  // A fraction of zero may belong to the last row or column, which has no neighbour.
+  A value = (1 - fx) * at[0];
+  if (fx != 0) value += fx * at[1];
+  if (fy != 0) {
+    A below = (1 - fx) * at[width];
+    if (fx != 0) below += fx * at[width + 1];
+    value = (1 - fy) * value + fy * below;
+  }
+  return value;
+}
+
 // The samples of the result that may touch input sample i: begin..end. A little wider than exact; bilinear_share says
 // how much each really has.
 struct Range {

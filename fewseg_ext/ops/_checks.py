@@ -48,9 +48,9 @@ def not_empty(op: str, name: str, x: Tensor, what: str) -> None:
         raise ValueError(f"{op}: {name} must have at least one {what}, got {shape(x)}")
 
 
-def same_device(op: str, name: str, x: Tensor, features: Tensor) -> None:
+def same_device(op: str, name: str, x: Tensor, features: Tensor, other: str = "features") -> None:
     if x.device != features.device:
-        raise ValueError(f"{op}: {name} is on {x.device}, but features is on {features.device}")
+        raise ValueError(f"{op}: {name} is on {x.device}, but {other} is on {features.device}")
 
 
 def features(op: str, x: Tensor) -> None:
@@ -60,15 +60,15 @@ def features(op: str, x: Tensor) -> None:
     not_empty(op, "features", x, "pixel")
 
 
-def companion(op: str, name: str, x: Tensor, features: Tensor) -> None:
-    """A floating argument beside the features: their dtype, or float32 beside 16-bit features."""
-    same_device(op, name, x, features)
+def companion(op: str, name: str, x: Tensor, features: Tensor, other: str = "features") -> None:
+    """A floating argument beside the features (or ``other``): their dtype, or float32 beside 16-bit features."""
+    same_device(op, name, x, features, other)
     if x.dtype == features.dtype:
         return
     if features.dtype == torch.float32 or features.dtype == torch.float64:
-        raise TypeError(f"{op}: {name} must be {features.dtype} like features, got {x.dtype}")
+        raise TypeError(f"{op}: {name} must be {features.dtype} like {other}, got {x.dtype}")
     if x.dtype != torch.float32:
-        raise TypeError(f"{op}: {name} must be float32 or {features.dtype} like features, got {x.dtype}")
+        raise TypeError(f"{op}: {name} must be float32 or {features.dtype} like {other}, got {x.dtype}")
 
 
 def prototypes(op: str, x: Tensor, features: Tensor) -> None:

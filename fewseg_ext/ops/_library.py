@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -136,7 +138,9 @@ def define_backward(op: str) -> Callable[..., Any]:
     overload = getattr(torch.ops.fewseg, name).default
 
     if not has_cuda_kernels:
-        library.impl(f"_{op}_forward", _without_cuda(op), "CUDA")
+        # Operators whose backward needs nothing but their arguments have no raw forward.
+        if hasattr(torch.ops.fewseg, f"_{op}_forward"):
+            library.impl(f"_{op}_forward", _without_cuda(op), "CUDA")
         library.impl(name, _without_cuda(op), "CUDA")
 
     def call(*args: Any) -> Any:
@@ -149,31 +153,34 @@ def define_backward(op: str) -> Callable[..., Any]:
     return call
 
 
-def differentiable(function: type[torch.autograd.Function]) -> Callable[..., Tensor]:
-    """Returns what applies ``function`` and gives its first result; the others are kept for the backward only.
+def differentiable(function: type[torch.autograd.Function], results: int = 1) -> Callable[..., Any]:
+    """Returns what applies ``function`` and gives its first ``results`` results; the others are for the backward only.
 
     ``function`` has the ``setup_context`` form that torch.func needs. Applying that form takes as long as several
-    kernel launches, and its additional results become graph outputs; so outside of torch.func the same three methods
-    run in the older form.
+    kernels of small calls, and its additional results become outputs of the graph; so outside of torch.func the same
+    three methods run in the older form.
     """
+
+    def wanted_of(outputs: Any) -> Any:
+        if isinstance(outputs, Tensor):
+            return outputs
+        return outputs[0] if results == 1 else tuple(outputs[:results])
 
     class Direct(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *args: Any) -> Tensor:
-            results = function.forward(*args)
-            function.setup_context(ctx, args, results)
-            return results if isinstance(results, Tensor) else results[0]
+        def forward(ctx: Any, *args: Any) -> Any:
+            outputs = function.forward(*args)
+            function.setup_context(ctx, args, outputs)
+            return wanted_of(outputs)
 
         backward = staticmethod(function.backward)
 
     Direct.__name__ = Direct.__qualname__ = function.__name__
 
-    def call(*args: Any) -> Tensor:
+    def call(*args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
-            results = function.apply(*args)
-            return results if isinstance(results, Tensor) else results[0]
-        result: Tensor = Direct.apply(*args)
-        return result
+            return wanted_of(function.apply(*args))
+        return Direct.apply(*args)
 
     return call
 
@@ -192,7 +199,15 @@ def needs_gradient(*tensors: Tensor) -> bool:
 def through_dispatcher(features: Tensor) -> bool:
     """Whether a public function has to go through ``torch.ops`` instead of calling its autograd Function directly:
     when it is being traced, and under autocast, whose casts are registered there."""
-    return torch.compiler.is_compiling() or torch.is_autocast_enabled(features.device.type)
+    if torch.compiler.is_compiling():
+        return True
+    # What is no tensor goes on to the checks, which say so.
+    return isinstance(features, Tensor) and torch.is_autocast_enabled(features.device.type)
+
+
+def is_traced(x: Tensor) -> bool:
+    """Whether a call is being recorded, by torch.compile or torch.export, instead of computed."""
+    return torch.compiler.is_compiling() or isinstance(x, (FakeTensor, FunctionalTensor))
 
 
 def translate(error: RuntimeError) -> Exception:
@@ -208,9 +223,14 @@ def autocast_operand(x: Tensor, features: Tensor) -> Tensor:
     return x.to(torch.float32)
 
 
+def is_channels_last(features: Tensor) -> bool:
+    """Whether the kernels take the features as channels-last; what is both counts as NCHW."""
+    return not features.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last)
+
+
 def like_features(features: Tensor) -> Tensor:
     """An empty gradient in the layout that the kernels give it: channels-last for channels-last, else NCHW."""
-    if features.is_contiguous() or not features.is_contiguous(memory_format=torch.channels_last):
+    if not is_channels_last(features):
         return features.new_empty(features.shape)
     return torch.empty_like(features, memory_format=torch.channels_last)
 

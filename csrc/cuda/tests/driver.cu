@@ -8,10 +8,14 @@
 #include "../cosine.cuh"
 #include "../cosine_cross_entropy.cuh"
 #include "../features.cuh"
+#include "../gaussian_launch.h"
 #include "../inner_opt.cuh"
 #include "../labels.cuh"
 #include "../masked_avg_pool.cuh"
+#include "../monte_carlo.cuh"
 #include "../resize.cuh"
+#include "../sample_prototypes.cuh"
+#include "../tiled_conv2d.cuh"
 
 namespace {
 
@@ -212,12 +216,101 @@ void run_planes() {
   });
 }
 
+// 2 tasks of 4 shots, 5 samples.
+void run_gaussians() {
+  constexpr int64_t S = 4, L = 5;
+  const Array<A> mean(B * S * C, 13), variance(B * S * C, 14), gradient(B * L * C, 15);
+  const Array<A> one_mean(B * C), one_variance(B * C), z(B * L * C), d_mean(B * S * C), d_variance(B * S * C);
+  const Array<int64_t> key(2, 16);
+  const Stream stream = nullptr;
+  const DeviceShots<A> shots{mean, variance, B, S, C};
+  twice("gaussian_aggregate", one_mean, [&] {
+    launch(gaussian_aggregate_kernel<A>, plan_elements(B * C), stream, shots, Weighting(), static_cast<A*>(one_mean),
+           static_cast<A*>(one_variance));
+  });
+  twice("gaussian_aggregate_backward", d_variance, [&] {
+    launch(gaussian_aggregate_backward_kernel<A>, plan_elements(B * C), stream, shots, Weighting(),
+           static_cast<A*>(one_mean), static_cast<A*>(one_variance), static_cast<A*>(d_mean),
+           static_cast<A*>(d_variance));
+  });
+  const DeviceGaussians<A> gaussians{one_mean, one_variance, B, C};
+  twice("gaussian_sample", z, [&] {
+    launch(gaussian_sample_kernel<DeviceGaussians<A>, A>, plan_noise(B, L, C), stream, gaussians, L,
+           static_cast<int64_t*>(key), static_cast<A*>(z));
+  });
+  const DeviceAggregate<A> aggregated(shots);
+  const ShotsGradient<A> to_shots{shots, d_mean, d_variance};
+  twice("sample_prototypes", z, [&] {
+    launch(gaussian_sample_kernel<DeviceAggregate<A>, A>, plan_noise(B, L, C), stream, aggregated, L,
+           static_cast<int64_t*>(key), static_cast<A*>(z));
+  });
+  twice("sample_prototypes_backward", d_variance, [&] {
+    launch(gaussian_sample_backward_kernel<DeviceAggregate<A>, ShotsGradient<A>, A>, plan_noise(B, 1, C), stream,
+           aggregated, L, static_cast<int64_t*>(key), static_cast<A*>(gradient), to_shots);
+  });
+}
+
+void run_samples() {
+  constexpr int64_t L = 3;
+  const Array<A> logits(B * L * K * N, 17), gradient(B * K * h * w, 18), probabilities(B * K * h * w);
+  const Array<A> variance(B * K * h * w), entropy(B * h * w), information(B * h * w), pulled(B * L * K * H * w);
+  const Stream stream = nullptr;
+  const SampleLogits<A> in{logits, int(L), int(K), B, H, W, h, w};
+  twice("average_samples", information, [&] {
+    launch(average_samples_kernel<2, A>, plan_elements(B * h * w), stream, in, static_cast<A*>(probabilities),
+           static_cast<A*>(variance), static_cast<A*>(entropy), static_cast<A*>(information));
+  });
+  twice("average_gradient", pulled, [&] {
+    launch(average_gradient_kernel<A>, plan_elements(B * L * H * w), stream, in, static_cast<A*>(gradient),
+           static_cast<A*>(pulled));
+  });
+}
+
+// C output channels, a 3 x 5 kernel with dilation 2 along x, 3 samples of 2 tasks.
+template <bool kChannelsLast>
+void run_tiled() {
+  constexpr int64_t L = 3, kTaps = 15;
+  const TapAxis rows{H, 3, 1, 1}, columns{W, 5, 4, 2};
+  const TiledGrid grid{rows, columns, B * L, L, C, H, W, int(rows.classes()), int(columns.classes())};
+  const int64_t entries = B * L * grid.row_classes * grid.column_classes;
+  const Array<A> by_tap(B * L * C * kTaps, 19), bias(C, 20), base(B * C * N, 21), table(entries * C);
+  const Array<A> result(B * L * C * N), d_base(B * C * N), sums(entries * C), d_taps(B * L * C * kTaps), d_bias(C);
+  const Stream stream = nullptr;
+  twice("z_table", table, [&] {
+    launch(z_table_kernel<A>, plan_elements(entries * C), stream, grid, static_cast<A*>(by_tap), static_cast<A*>(bias),
+           static_cast<A*>(table));
+  });
+  twice("add_table", result, [&] {
+    launch(add_table_kernel<kChannelsLast, A, A>, plan_add_table(B * L, C, H, W), stream, grid, static_cast<A*>(base),
+           static_cast<A*>(table), static_cast<A*>(result));
+  });
+  twice("sum_samples", d_base, [&] {
+    launch(sum_samples_kernel<A, A>, plan_elements(B * C * N), stream, static_cast<A*>(result), B, L, C * N,
+           static_cast<A*>(d_base));
+  });
+  twice("sum_classes", sums, [&] {
+    launch(sum_classes_kernel<kChannelsLast, A, A>, plan_sum_classes<A>(entries, C, kChannelsLast), stream, grid,
+           static_cast<A*>(result), static_cast<A*>(sums));
+  });
+  twice("sum_taps", d_taps, [&] {
+    launch(sum_taps_kernel<A>, plan_elements(B * L * C * kTaps), stream, grid, static_cast<A*>(sums),
+           static_cast<A*>(d_taps));
+  });
+  twice("bias_gradient", d_bias, [&] {
+    launch(bias_gradient_kernel<A>, plan_elements(C), stream, grid, static_cast<A*>(sums), static_cast<A*>(d_bias));
+  });
+}
+
 }  // namespace
 
 int main() {
   run_layout<false>();
   run_layout<true>();
   run_planes();
+  run_gaussians();
+  run_samples();
+  run_tiled<false>();
+  run_tiled<true>();
   std::printf("%s\n", failures ? "FAILED" : "ok");
   return failures ? 1 : 0;
 }

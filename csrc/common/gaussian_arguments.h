@@ -1,0 +1,56 @@
+// What the Gaussian operators check of their arguments, the same on every device.
+#pragma once
+
+#include "arguments.h"
+#include "gaussian.h"
+
+namespace fewseg {
+
+// Gaussians [B,C], or with `shots` [B,S,C].
+inline void check_gaussians(const char* op, const Tensor& mean, const Tensor& variance, bool shots) {
+  check(mean.dim() == (shots ? 3 : 2), op, "mean must be ", shots ? "[B,S,C]" : "[B,C]", ", got ", mean.dim(),
+        " dimensions");
+  check(variance.dim() == mean.dim(), op, "variance must have the sizes of mean, got ", variance.dim(), " dimensions");
+  for (int64_t i = 0; i < mean.dim(); ++i)
+    check(variance.size(i) == mean.size(i), op, "variance must have the sizes of mean");
+  check(on_same_device(mean, variance), op, "variance must be on the device of mean");
+  check(!shots || mean.size(1) >= 1, op, "mean must hold at least one shot");
+}
+
+inline void check_noise(const char* op, const Tensor& mean, int64_t num_samples, const Tensor& key) {
+  check(num_samples >= 1, op, "num_samples must be at least 1, got ", num_samples);
+  check(key.dim() == 1 && key.size(0) == 2 && key.scalar_type() == ScalarType::Long, op, "key must be int64 [2]");
+  check(on_same_device(mean, key), op, "key must be on the device of mean");
+}
+
+inline bool is_precise(const char* op, const char* argument, const std::string& weighting) {
+  check(weighting == "precision" || weighting == "uniform", op, argument,
+        " must be \"precision\" or \"uniform\", got \"", weighting, "\"");
+  return weighting == "precision";
+}
+
+inline Weighting weighting_of(const char* op, const std::string& mean, const std::string& variance) {
+  return {is_precise(op, "mean_weighting", mean), is_precise(op, "variance_weighting", variance)};
+}
+
+// The dtype of the arithmetic's inputs, and of the result: the wider of the two.
+struct GaussianTypes {
+  ScalarType accumulator, result;
+
+  GaussianTypes(const Tensor& mean, const Tensor& variance)
+      : accumulator(accumulator_type(mean.scalar_type())),
+        result(variance.scalar_type() == accumulator ? accumulator : mean.scalar_type()) {}
+};
+
+// Calls f with a value of the accumulator type.
+template <class F>
+void dispatch_gaussian(const char* op, const Tensor& mean, const F& f) {
+  dispatch_floating(mean.scalar_type(), op, "mean", [&](auto storage) { f(Accumulator<decltype(storage)>{}); });
+}
+
+// A contiguous copy in the arithmetic's dtype, or the tensor itself.
+inline Tensor plain(const Tensor& tensor, ScalarType type) {
+  return as_contiguous(with_dtype(tensor, type));
+}
+
+}  // namespace fewseg

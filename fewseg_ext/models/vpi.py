@@ -1,0 +1,436 @@
+"""VPI, variational prototype inference: a Gaussian over prototypes, sampled and averaged.
+
+Shapes: B tasks, N ways, K = N + 1 classes (0 = background), S shots, D latent channels, L samples, C channels, H x W
+features, h x w images and masks. Equation numbers are those of the VPI paper.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+
+from fewseg_ext import ops
+from fewseg_ext.models.backbones import build_backbone
+from fewseg_ext.models.biopt import SegmentationOutput
+from fewseg_ext.models.prototypes import IGNORE_INDEX, check_labels, pool, upsample
+
+# Standard deviations between 0.007 and 7: positive and finite, and wider than any that training should end at.
+LOG_VARIANCE_RANGE = (-10.0, 4.0)
+
+
+@dataclass
+class GaussianState:
+    """What VPI keeps of a support set: one Gaussian per way and shot."""
+
+    mean: Tensor
+    """[B,N,S,D]."""
+    variance: Tensor
+    """[B,N,S,D], positive."""
+
+    def repeat(self, queries: int) -> "GaussianState":
+        """The state of ``queries`` queries per task, task by task: [B * queries, ...]."""
+        return GaussianState(*(x.repeat_interleave(queries, dim=0) for x in (self.mean, self.variance)))
+
+
+@dataclass
+class PyramidState:
+    """What VPI keeps of its queries."""
+
+    pyramid: tuple[Tensor, ...]
+    """The backbone's maps, the finest first and the features [B,C,H,W] last."""
+    size: tuple[int, int]
+    """(h, w) of the images, the default size of the logits."""
+
+
+@dataclass
+class UncertainOutput(SegmentationOutput):
+    """What VPI returns: ``logits`` are the logarithms of ``probabilities``, ``prototypes`` the samples [B,N,L,D]."""
+
+    probabilities: Tensor | None = None
+    """[B,K,h,w], averaged over the samples (Eq. 5)."""
+    variance: Tensor | None = None
+    """[B,K,h,w], of the probabilities over the samples."""
+    entropy: Tensor | None = None
+    """[B,h,w] in nats: how uncertain the averaged prediction is."""
+    mutual_information: Tensor | None = None
+    """[B,h,w] in nats: the part of the entropy that the samples disagree about."""
+    sample_logits: Tensor | None = None
+    """[B,L,K,H',W'], the decoder's own, before upsampling."""
+
+
+class GaussianHead(nn.Module):
+    """A pooled feature to a diagonal Gaussian: two fully connected layers, for mean and log-variance."""
+
+    def __init__(self, channels: int, latent_dim: int) -> None:
+        super().__init__()
+        self.mean = nn.Linear(channels, latent_dim)
+        self.log_variance = nn.Linear(channels, latent_dim)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """[...,C] -> mean and variance [...,D]."""
+        pooled = pooled.to(self.mean.weight.dtype)
+        return self.mean(pooled), self.log_variance(pooled).clamp(*LOG_VARIANCE_RANGE).exp()
+
+
+class TiledBlock(nn.Module):
+    """The first block: a 3 x 3 convolution of the features with a prototype tiled beside them."""
+
+    def __init__(self, channels: int, latent_dim: int, width: int) -> None:
+        super().__init__()
+        # Only its parameters are used; a Conv2d brings their initialisation and their names.
+        self.conv = nn.Conv2d(channels + latent_dim, width, 3)
+        self.norm = _norm(width)
+
+    def forward(self, features: Tensor, z: Tensor) -> Tensor:
+        """[B,C,H,W], [B,L,D] -> [B,L,width,H,W]."""
+        x = ops.tiled_conv2d(features, z, self.conv.weight, self.conv.bias, padding=1)
+        return F.relu(self.norm(x.flatten(0, 1))).unflatten(0, z.shape[:2])
+
+
+class SkipBlock(nn.Module):
+    """A 3 x 3 convolution of cat(samples, skip): the skip's part is convolved once for all samples."""
+
+    def __init__(self, channels: int, skip_channels: int, width: int) -> None:
+        super().__init__()
+        self.samples = nn.Conv2d(channels, width, 3, padding=1)
+        self.skip = nn.Conv2d(skip_channels, width, 3, padding=1, bias=False)
+        self.norm = _norm(width)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """[B,L,C,H,W], [B,Cs,H',W'] -> [B,L,width,H',W']."""
+        tasks_samples = x.shape[:2]
+        y = upsample(x.flatten(0, 1), (skip.shape[-2], skip.shape[-1]))
+        y = self.samples(y).unflatten(0, tasks_samples) + self.skip(skip)[:, None]
+        return F.relu(self.norm(y.flatten(0, 1))).unflatten(0, tasks_samples)
+
+
+class Decoder(nn.Module):
+    """The segmentation net: three convolutional blocks with skip connections from the encoder, for L samples at once.
+
+    Everything that does not depend on the sample is computed once.
+    """
+
+    def __init__(self, pyramid_channels: tuple[int, ...], latent_dim: int, width: int) -> None:
+        super().__init__()
+        fine, middle, channels = pyramid_channels
+        self.tiled = TiledBlock(channels, latent_dim, width)
+        self.middle = SkipBlock(width, middle, width)
+        self.fine = SkipBlock(width, fine, width // 2)
+        self.classify = nn.Conv2d(width // 2, 2, 1)
+
+    def forward(self, pyramid: tuple[Tensor, ...], z: Tensor) -> Tensor:
+        """The pyramid of [B,3,h,w] and [B,L,D] -> logits [B,L,2,H',W'] of background and foreground."""
+        fine, middle, features = pyramid
+        x = self.fine(self.middle(self.tiled(features, z), middle), fine)
+        return self.classify(x.flatten(0, 1)).unflatten(0, z.shape[:2])
+
+
+def _norm(width: int) -> nn.Module:
+    """Group normalisation: batches are a handful of images, and their samples are not independent."""
+    return nn.GroupNorm(next(groups for groups in (32, 16, 8, 4, 2, 1) if width % groups == 0), width)
+
+
+class VPI(nn.Module):
+    """Variational prototype inference: a distribution over prototypes instead of one, and so an uncertainty.
+
+    The prior net pools the support's features under its mask and gives a diagonal Gaussian over prototypes z (Eq. 7),
+    one per shot, aggregated by precision (Eq. 6); the posterior net does the same with query and truth (Eq. 8); the
+    segmentation net decodes the query's features with z tiled beside them. Trained by the cross-entropy of a sample
+    plus ``kl_weight`` KL(posterior || prior); predictions average the probabilities of L samples (Eq. 5). The
+    convolutions of everything that samples share are computed once for all of them.
+
+    VPI is 1-way. For more ways each is decoded alone, s_n = foreground_n - background_n, and the logits are
+    [0, s_1, ..., s_N].
+
+    Args:
+        backbone: a name for :func:`~fewseg_ext.models.build_backbone`, or a module with ``pyramid(images)`` (three maps,
+            the finest first, the features last) and ``pyramid_channels``.
+        weights: for a backbone given by name: None, a torchvision weights name, or a path.
+        latent_dim: D.
+        width: channels of the decoder's first two blocks; the third has half of them.
+        num_samples: L of predictions.
+        train_samples: L of the training.
+        sample_from: where the training's samples come from, "prior" (as Algorithm 1) or "posterior".
+        kl_weight: factor of the KL, which is summed over the latent channels and averaged over tasks and ways.
+        kl_warmup: training steps in which the factor rises from 0 to ``kl_weight``.
+        average: predictions average "probabilities" or "logits".
+        mean_weighting, variance_weighting: how shots are aggregated, "precision" or "uniform" (Table 2).
+        deterministic: the paper's counterpart without a distribution: z is the mean, no KL.
+        resize: "features" pools as if the features were upsampled to the mask, "masks" downsamples the mask.
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet50",
+        weights: str | None = None,
+        latent_dim: int = 256,
+        width: int = 256,
+        num_samples: int = 6,
+        train_samples: int = 1,
+        sample_from: str = "prior",
+        kl_weight: float = 0.01,
+        kl_warmup: int = 1000,
+        average: str = "probabilities",
+        mean_weighting: str = "precision",
+        variance_weighting: str = "precision",
+        deterministic: bool = False,
+        resize: str = "features",
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("latent_dim", latent_dim, 1),
+            ("width", width, 2),
+            ("num_samples", num_samples, 1),
+            ("train_samples", train_samples, 1),
+            ("kl_warmup", kl_warmup, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name}: expected {least} or more, got {value}")
+        for name, choice, choices in (
+            ("sample_from", sample_from, ("prior", "posterior")),
+            ("average", average, ("probabilities", "logits")),
+            ("mean_weighting", mean_weighting, ("precision", "uniform")),
+            ("variance_weighting", variance_weighting, ("precision", "uniform")),
+            ("resize", resize, ("features", "masks")),
+        ):
+            if choice not in choices:
+                raise ValueError(f"{name}: expected {' or '.join(map(repr, choices))}, got {choice!r}")
+        if not kl_weight >= 0:
+            raise ValueError(f"kl_weight: expected 0 or more, got {kl_weight}")
+        settings: dict[str, Any] = {
+            "latent_dim": latent_dim,
+            "width": width,
+            "num_samples": num_samples,
+            "train_samples": train_samples,
+            "sample_from": sample_from,
+            "kl_weight": kl_weight,
+            "kl_warmup": kl_warmup,
+            "average": average,
+            "mean_weighting": mean_weighting,
+            "variance_weighting": variance_weighting,
+            "deterministic": deterministic,
+            "resize": resize,
+        }
+        self.config: dict[str, Any] = {"name": type(self).__name__, **settings}
+        if isinstance(backbone, nn.Module):
+            if weights is not None:
+                raise ValueError("weights: goes with a backbone's name; a module brings its own")
+            self.backbone = backbone
+            self.config.update(backbone=None, weights=None)
+        else:
+            self.backbone = build_backbone(backbone, weights)
+            self.config.update(backbone=backbone, weights=None if weights is None else str(weights))
+        channels = getattr(self.backbone, "pyramid_channels", None)
+        if channels is None or len(channels) != 3:
+            raise ValueError(f"backbone: {type(self.backbone).__name__} has no pyramid of three maps for the decoder")
+        self.num_samples, self.train_samples = num_samples, train_samples
+        self.sample_from, self.average = sample_from, average
+        self.kl_weight, self.kl_warmup = kl_weight, kl_warmup
+        self.mean_weighting, self.variance_weighting = mean_weighting, variance_weighting
+        self.deterministic, self.resize = deterministic, resize
+        self.prior = GaussianHead(channels[-1], latent_dim)
+        # Without a distribution there is no posterior either.
+        self.posterior = None if deterministic else GaussianHead(channels[-1], latent_dim)
+        self.decoder = Decoder(tuple(channels), latent_dim, width)
+        # A buffer: a training that goes on from a checkpoint goes on with the warm-up too.
+        self.register_buffer("training_steps", torch.zeros((), dtype=torch.int64))
+        self.training_steps: Tensor
+
+    # --- stages ------------------------------------------------------------------------------------------------------
+
+    def encode_support(self, images: Tensor, masks: Tensor) -> GaussianState:
+        """Encode a support set: a Gaussian for every way and shot.
+
+        Args:
+            images: [B,N,S,3,h,w], floating, normalised as the backbone expects.
+            masks: [B,N,S,h',w'], label maps (0 background, n = way n, 255 ignore), or bool for one way.
+
+        Raises:
+            ValueError: shapes that do not fit, or labels that are not the episode's.
+            TypeError: floating masks.
+        """
+        if images.dim() != 6:
+            raise ValueError(f"support_images: expected [B,N,S,3,h,w], got {list(images.shape)}")
+        features = self.backbone(images.flatten(0, 2))
+        return self.pool_support(features.unflatten(0, images.shape[:3]), masks)
+
+    def pool_support(self, features: Tensor, masks: Tensor) -> GaussianState:
+        """The second half of :meth:`encode_support`, for features that were computed before: [B,N,S,C,H,W]."""
+        if masks.dim() != 5 or masks.shape[:3] != features.shape[:3]:
+            raise ValueError(
+                f"support_masks: expected [B,N,S,h,w] with B,N,S = {list(features.shape[:3])}, got {list(masks.shape)}"
+            )
+        ways = masks.shape[1]
+        check_labels(masks, ways, "support_masks")
+        numbers = torch.arange(1, ways + 1, device=masks.device).view(1, -1, 1, 1, 1)
+        foreground = masks if masks.dtype == torch.bool else masks == numbers
+        mean, variance = self._gaussian(self.prior, features.flatten(0, 2), foreground.flatten(0, 2))
+        return GaussianState(*(x.unflatten(0, features.shape[:3]) for x in (mean, variance)))
+
+    def encode_query(self, images: Tensor) -> PyramidState:
+        """Encode queries [B,3,h,w], one per task."""
+        if images.dim() != 4:
+            raise ValueError(f"query_images: expected [B,3,h,w], got {list(images.shape)}")
+        return PyramidState(self.backbone.pyramid(images), (images.shape[-2], images.shape[-1]))  # type: ignore[operator]
+
+    def predict(
+        self,
+        state: GaussianState,
+        query: PyramidState,
+        num_samples: int | None = None,
+        size: tuple[int, int] | None = None,
+        query_masks: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> UncertainOutput:
+        """Segment encoded queries.
+
+        Args:
+            state: of B tasks.
+            query: of the same B tasks.
+            num_samples: L instead of the model's own (``train_samples`` in training, else ``num_samples``). The first
+                samples are the same for every L.
+            size: (h, w) of the results; by default that of the query masks, or of the query images.
+            query_masks: [B,h,w] label maps, or bool for one way; with them the output has a loss.
+            generator: what the samples are drawn with, on the device of the state; torch's own by default.
+        """
+        features, tasks = query.pyramid[-1], state.mean.shape[0]
+        if features.shape[0] != tasks:
+            raise ValueError(
+                f"{tasks} support states for {features.shape[0]} queries: one query per task; "
+                f"for several queries of an episode repeat the state (GaussianState.repeat)"
+            )
+        samples = num_samples or (self.train_samples if self.training else self.num_samples)
+        if self.deterministic:
+            samples = 1
+        posterior = None
+        if query_masks is not None:
+            ways = state.mean.shape[1]
+            if query_masks.dim() != 3 or query_masks.shape[0] != tasks:
+                raise ValueError(f"query_masks: expected [B,h,w] with B = {tasks}, got {list(query_masks.shape)}")
+            check_labels(query_masks, ways, "query_masks")
+            size = size or (query_masks.shape[-2], query_masks.shape[-1])
+            if self.posterior is not None:
+                posterior = self._posterior(features, query_masks, ways)
+        prior = self._aggregate(state)
+        from_posterior = self.training and self.sample_from == "posterior" and posterior is not None
+        z = self._sample(posterior if from_posterior and posterior else prior, samples, generator)
+        logits = self._decode(query.pyramid, z)
+        losses: dict[str, Tensor] = {}
+        if query_masks is not None:
+            losses = self._losses(logits, query_masks, prior, posterior)
+        output = self._output(logits, size or query.size)
+        output.loss = torch.stack(list(losses.values())).sum() if losses else None
+        output.losses, output.prototypes, output.sample_logits = losses, z, logits
+        return output
+
+    def forward(
+        self,
+        support_images: Tensor,
+        support_masks: Tensor,
+        query_images: Tensor,
+        query_masks: Tensor | None = None,
+    ) -> UncertainOutput:
+        """Segment one query per task.
+
+        Args:
+            support_images: [B,N,S,3,h,w], floating, normalised as the backbone expects.
+            support_masks: [B,N,S,h,w], label maps: 0 background, n = way n (1..N), 255 ignore; or bool for N = 1.
+            query_images: [B,3,h,w].
+            query_masks: [B,h,w], label maps; needed for the loss only.
+
+        Returns:
+            Averaged probabilities and their logarithms at the masks' size (the images' without masks), uncertainty,
+            loss and its terms "segmentation" and "kl".
+
+        Raises:
+            ValueError, TypeError: shapes, dtypes or labels that are not an episode's.
+        """
+        if self.training and query_masks is not None:
+            self.training_steps += 1
+        state = self.encode_support(support_images, support_masks)
+        return self.predict(state, self.encode_query(query_images), query_masks=query_masks)
+
+    # --- parts -------------------------------------------------------------------------------------------------------
+
+    @property
+    def kl_factor(self) -> float:
+        """The KL's factor now: it rises to ``kl_weight`` over the first ``kl_warmup`` training steps."""
+        if self.kl_warmup == 0:
+            return self.kl_weight
+        return self.kl_weight * min(float(self.training_steps) / self.kl_warmup, 1.0)
+
+    def _gaussian(self, head: GaussianHead, features: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
+        """[M,C,H,W] and bool [M,h,w] -> mean and variance [M,D]."""
+        with torch.autocast(features.device.type, enabled=False):
+            return head(pool(features, foreground[:, None], self.resize)[:, 0])  # type: ignore[no-any-return]
+
+    def _posterior(self, features: Tensor, masks: Tensor, ways: int) -> tuple[Tensor, Tensor]:
+        """Mean and variance [B,N,D] from the query and its truth."""
+        assert self.posterior is not None
+        numbers = torch.arange(1, ways + 1, device=masks.device).view(1, -1, 1, 1)
+        foreground = (masks[:, None] if masks.dtype == torch.bool else masks[:, None] == numbers).flatten(0, 1)
+        mean, variance = self._gaussian(self.posterior, features.repeat_interleave(ways, dim=0), foreground)
+        return mean.unflatten(0, (-1, ways)), variance.unflatten(0, (-1, ways))
+
+    def _aggregate(self, state: GaussianState) -> tuple[Tensor, Tensor]:
+        """The shots' Gaussians to one per way: [B,N,D] each."""
+        tasks_ways = state.mean.shape[:2]
+        flat = (x.flatten(0, 1) for x in (state.mean, state.variance))
+        mean, variance = ops.gaussian_aggregate(*flat, self.mean_weighting, self.variance_weighting)
+        return mean.unflatten(0, tasks_ways), variance.unflatten(0, tasks_ways)
+
+    def _sample(self, gaussian: tuple[Tensor, Tensor], samples: int, generator: torch.Generator | None) -> Tensor:
+        """[B,N,L,D]."""
+        mean, variance = gaussian
+        if self.deterministic:
+            return mean[:, :, None].expand(-1, -1, samples, -1)
+        z = ops.gaussian_sample(mean.flatten(0, 1), variance.flatten(0, 1), samples, generator=generator)
+        return z.unflatten(0, mean.shape[:2])
+
+    def _decode(self, pyramid: tuple[Tensor, ...], z: Tensor) -> Tensor:
+        """[B,N,L,D] -> logits [B,L,N+1,H',W']."""
+        ways = [self.decoder(pyramid, z[:, way].contiguous()) for way in range(z.shape[1])]
+        if len(ways) == 1:
+            return ways[0]  # type: ignore[no-any-return]
+        scores = [way[:, :, 1] - way[:, :, 0] for way in ways]
+        return torch.stack([torch.zeros_like(scores[0]), *scores], dim=2)
+
+    def _losses(
+        self, logits: Tensor, masks: Tensor, prior: tuple[Tensor, Tensor], posterior: tuple[Tensor, Tensor] | None
+    ) -> dict[str, Tensor]:
+        """Cross-entropy of every sample, mean over each task's pixels, then over samples and tasks; and the KL."""
+        tasks, samples = logits.shape[:2]
+        target = masks.long().repeat_interleave(samples, dim=0)
+        scores = upsample(logits.float().flatten(0, 1), (masks.shape[-2], masks.shape[-1]))
+        pixel = F.cross_entropy(scores, target, ignore_index=IGNORE_INDEX, reduction="none").flatten(1).sum(1)
+        valid = (target != IGNORE_INDEX).flatten(1).sum(1).clamp(min=1)
+        losses = {"segmentation": (pixel / valid).sum() / max(tasks * samples, 1)}
+        if posterior is not None:
+            divergence = kl_divergence(*(Normal(mean, variance.sqrt()) for mean, variance in (posterior, prior)))
+            losses["kl"] = self.kl_factor * divergence.sum(-1).mean()
+        return losses
+
+    def _output(self, logits: Tensor, size: tuple[int, int]) -> UncertainOutput:
+        if self.average == "logits":
+            logits = logits.mean(1, keepdim=True)
+        if torch.is_grad_enabled() and logits.requires_grad:
+            # Only the probabilities are differentiable; the uncertainty is not worth its time in training.
+            probabilities = ops.mc_average(logits, size)
+            return UncertainOutput(_logarithm(probabilities), None, probabilities=probabilities)
+        probabilities, variance, entropy, information = ops.mc_uncertainty(logits, size)
+        return UncertainOutput(
+            _logarithm(probabilities),
+            None,
+            probabilities=probabilities,
+            variance=variance,
+            entropy=entropy,
+            mutual_information=information,
+        )
+
+
+def _logarithm(probabilities: Tensor) -> Tensor:
+    """Finite where a probability is rounded to zero."""
+    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
