@@ -21,15 +21,18 @@ from fewseg_ext.ops import (
 
 if TYPE_CHECKING:
     from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline
+    from fewseg_ext.models.vpi import VPI
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "BiOpt": "fewseg_ext.models.biopt",
     "PrototypeBaseline": "fewseg_ext.models.biopt",
+    "VPI": "fewseg_ext.models.vpi",
 }
 
 __all__ = [
+    "VPI",
     "BiOpt",
     "PrototypeBaseline",
     "cosine_cross_entropy",

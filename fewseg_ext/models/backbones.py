@@ -4,7 +4,7 @@ import difflib
 import importlib
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,32 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
 
 
 class Backbone(nn.Sequential):
-    """The feature layers of a torchvision model, under torchvision's parameter names."""
+    """The feature layers of a torchvision model, under torchvision's parameter names.
 
-    def __init__(self, layers: "OrderedDict[str, nn.Module]", out_channels: int, stride: int) -> None:
+    ``skips`` names the two layers, a direct child or "features.<number>", whose outputs a decoder takes beside the
+    features, and their channels.
+    """
+
+    def __init__(
+        self, layers: "OrderedDict[str, nn.Module]", out_channels: int, stride: int, skips: Mapping[str, int]
+    ) -> None:
         super().__init__(layers)
         self.out_channels = out_channels
         self.stride = stride
+        self.skips = tuple(skips)
+        self.pyramid_channels = (*skips.values(), out_channels)
+
+    def pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The outputs of ``skips``, at strides 4 and 8, and the features: the finest first."""
+        maps: list[Tensor] = []
+        x = images
+        for name, layer in self.named_children():
+            parts = {name: layer} if name != "features" else {f"features.{k}": m for k, m in layer.named_children()}
+            for part, module in parts.items():
+                x = module(x)
+                if part in self.skips:
+                    maps.append(x)
+        return *maps, x
 
 
 class LastBlock(nn.Module):
@@ -144,14 +164,18 @@ def _torchvision_backbone(name: str, weights: str | os.PathLike[str] | None) -> 
         names = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
         layers = OrderedDict((part, getattr(full, part)) for part in names)
         channels = full.fc.in_features
+        wide = full.layer1[-1].expansion if hasattr(full.layer1[-1], "expansion") else 1
+        skips = {"layer1": 64 * wide, "layer2": 128 * wide}
     elif name == "vgg16":
         layers, channels = OrderedDict(features=_dilate_vgg16(full.features)), 512
+        skips = {"features.9": 128, "features.16": 256}
     else:
         # The last convolution, 1280 channels for the classifier, is left out with it.
         layers, channels = OrderedDict(features=full.features[:18]), 320
+        skips = {"features.3": 24, "features.6": 32}
         _dilate(full.features[7:14], 1, 2)
         _dilate(full.features[14:18], 2, 4)
-    backbone = Backbone(layers, channels, stride=8)
+    backbone = Backbone(layers, channels, stride=8, skips=skips)
     if weights is not None:
         load_weights(backbone, _weights_of(name, weights), ignored=("fc.", "classifier.", "features.18."))
     if name.startswith("resnet"):
@@ -188,17 +212,27 @@ def _dilate_vgg16(features: nn.Sequential) -> nn.Sequential:
 class TimmBackbone(nn.Module):
     """One feature map of a timm model."""
 
-    def __init__(self, model: nn.Module, index: int, channels_last: bool, out_channels: int, stride: int) -> None:
+    def __init__(
+        self, model: nn.Module, index: int, channels_last: bool, channels: Sequence[int], stride: int
+    ) -> None:
         super().__init__()
         self.model = model
         self.index = index
         self.channels_last = channels_last
-        self.out_channels = out_channels
+        self.out_channels = channels[index]
         self.stride = stride
+        # The two maps before the features, where the model has them.
+        self.pyramid_channels = tuple(channels[max(index - 2, 0) : index + 1])
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.model(images)[self.index]
-        return features.permute(0, 3, 1, 2) if self.channels_last else features
+        return self._planes(self.model(images)[self.index])
+
+    def pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The two maps before the features, and the features: the finest first."""
+        return tuple(self._planes(x) for x in self.model(images)[max(self.index - 2, 0) : self.index + 1])
+
+    def _planes(self, x: Tensor) -> Tensor:
+        return x.permute(0, 3, 1, 2) if self.channels_last else x
 
 
 def _timm_backbone(name: str, weights: str | os.PathLike[str] | None) -> nn.Module:
@@ -235,7 +269,7 @@ def _timm_backbone(name: str, weights: str | os.PathLike[str] | None) -> nn.Modu
     from timm.layers.norm_act import freeze_batch_norm_2d
 
     frozen = freeze_batch_norm_2d(model)
-    return TimmBackbone(frozen, index, channels_last, channels[index], reductions[index])
+    return TimmBackbone(frozen, index, channels_last, channels, reductions[index])
 
 
 def _timm_features(timm: Any, name: str, options: dict[str, Any]) -> Any:

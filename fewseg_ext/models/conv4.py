@@ -22,6 +22,7 @@ class Conv4(nn.Module):
     def __init__(self, out_channels: int = 64, width: int = 24) -> None:
         super().__init__()
         self.out_channels = out_channels
+        self.pyramid_channels = (width, 2 * width, out_channels)
         self.blocks = nn.Sequential(
             _block(3, width, stride=2),
             _block(width, 2 * width, stride=2),
@@ -32,6 +33,12 @@ class Conv4(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[B,3,h,w] float -> [B,out_channels,ceil(h/4),ceil(w/4)]."""
         return self.blocks(images)
+
+    def pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The first two blocks' outputs, at strides 2 and 4, and the features: the finest first."""
+        fine = self.blocks[0](images)
+        middle = self.blocks[1](fine)
+        return fine, middle, self.blocks[3](self.blocks[2](middle))
 
 
 def _block(

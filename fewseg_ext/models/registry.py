@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline, PrototypeModel
+from fewseg_ext.models.vpi import VPI
 
-MODELS: dict[str, type[PrototypeModel]] = {"BiOpt": BiOpt, "PrototypeBaseline": PrototypeBaseline}
+MODELS: dict[str, type[PrototypeModel] | type[VPI]] = {"BiOpt": BiOpt, "PrototypeBaseline": PrototypeBaseline, "VPI": VPI}
 
 
-def build_model(config: Mapping[str, Any], **overrides: Any) -> PrototypeModel:
+def build_model(config: Mapping[str, Any], **overrides: Any) -> PrototypeModel | VPI:
     """Build the model of a ``config`` (see the models' attribute of that name), without its parameters' values.
 
     Args:
