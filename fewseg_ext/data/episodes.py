@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fewseg_ext.data.transforms import SOURCE_IGNORE as SOURCE_IGNORE
 from fewseg_ext.data.transforms import PairTransform
 
 IGNORE_INDEX = 255
-# What a source writes for pixels that count neither way: 255 could be a class.
-SOURCE_IGNORE = -1
 
 
 class ImageSource(Protocol):

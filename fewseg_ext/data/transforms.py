@@ -8,6 +8,8 @@ from torch import Tensor
 # ImageNet statistics of RGB values in [0, 1], which the pretrained backbones expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# What a source writes for pixels that count neither way: 255 could be a class.
+SOURCE_IGNORE = -1
 
 
 class PairTransform:
