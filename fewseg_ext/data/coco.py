@@ -11,6 +11,8 @@ and of the others the last in the order of ids lies on top.
 `fewseg prepare coco20i` writes the index and the masks that `COCO20i` reads; it needs pycocotools.
 """
 
+import contextlib
+import io
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -80,6 +82,35 @@ def mask_tools() -> Any:
     except ImportError:
         raise ImportError("COCO's masks are read with pycocotools: pip install 'fewseg-ext[data]'") from None
     return mask
+
+
+def load_coco(path: Path) -> Any:
+    """``pycocotools.coco.COCO`` of a JSON file.
+
+    Raises:
+        ImportError: pycocotools is missing.
+        ValueError: the file is not JSON of COCO's form.
+    """
+    mask_tools()
+    from pycocotools.coco import COCO
+
+    try:
+        # It reports its progress by print.
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO(str(path))
+        for key, fields in (
+            ("images", ("id", "file_name", "width", "height")),
+            ("annotations", ("id", "image_id")),
+            ("categories", ("id", "name")),
+        ):
+            for item in coco.dataset[key]:
+                for name in fields:
+                    if name not in item:
+                        raise ValueError(f"an item of {key!r} has no {name!r}")
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is not a COCO file of instances: {reason}") from error
+    return coco
 
 
 def class_masks(annotations: Iterable[dict[str, Any]], height: int, width: int) -> tuple[dict[int, Rle], list[str]]:

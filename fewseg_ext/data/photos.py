@@ -106,6 +106,17 @@ def read_mask(path: Path) -> NDArray[Any]:
         return np.array(file.convert("RGB")).max(2)
 
 
+def read_grey(path: Path) -> NDArray[np.uint8]:
+    """A mask file as grey values uint8 [h,w], colours of a palette too.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be decoded.
+    """
+    with _opened(path) as file:
+        return np.array(file.convert("L"))
+
+
 def is_palette(path: Path) -> bool:
     """Whether the image holds indices of colours."""
     with _opened(path) as file:

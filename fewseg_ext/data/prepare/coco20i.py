@@ -1,7 +1,5 @@
 """Builds and verifies the lists and masks of COCO-20i."""
 
-import contextlib
-import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +20,7 @@ from fewseg_ext.data.coco import (
     class_masks,
     find_photos,
     fold_labels,
+    load_coco,
     mask_tools,
     save_index,
 )
@@ -93,35 +92,6 @@ def prepare_coco20i(
             report.missing.append(f"{path}: {JSON_SOURCE.format(year=year)}")
     report.save()
     return report
-
-
-def load_coco(path: Path) -> Any:
-    """``pycocotools.coco.COCO`` of a JSON file.
-
-    Raises:
-        ImportError: pycocotools is missing.
-        ValueError: the file is not JSON of COCO's form.
-    """
-    mask_tools()
-    from pycocotools.coco import COCO
-
-    try:
-        # It reports its progress by print.
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO(str(path))
-        for key, fields in (
-            ("images", ("id", "file_name", "width", "height")),
-            ("annotations", ("id", "image_id")),
-            ("categories", ("id", "name")),
-        ):
-            for item in coco.dataset[key]:
-                for name in fields:
-                    if name not in item:
-                        raise ValueError(f"an item of {key!r} has no {name!r}")
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{path} is not a COCO file of instances: {reason}") from error
-    return coco
 
 
 def _prepare_set(report: Report, root: Path, photo_set: str, path: Path, console: Console | None) -> None:
