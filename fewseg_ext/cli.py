@@ -102,8 +102,11 @@ def prepare_coco20i(
     download: Download = False,
 ) -> None:
     """COCO-20i, both splits, from the photos and the official JSON of instances."""
+    from fewseg_ext.data.coco import YEARS
     from fewseg_ext.data.prepare import coco20i
 
+    if year not in YEARS:
+        raise typer.BadParameter(f"{year} is neither 2014 nor 2017", param_hint="--year")
     console = Console()
     coco20i.prepare_coco20i(root, out, year=year, download=download, console=console).print(console)
 

@@ -1,7 +1,6 @@
 """What the sources of photos share: reading an image and its mask, checking the pair, writing files whole."""
 
 import os
-import struct
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,6 @@ from torch import Tensor
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MASK_SUFFIX = ".png"
-# What Pillow raises for files that are not images, or not whole ones.
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 _EXIF_ORIENTATION = 0x0112
 
 T = TypeVar("T")
@@ -135,7 +132,7 @@ def check_photo(path: Path, size: tuple[int, int] | None = None) -> str | None:
                 turned = (stored[1], stored[0])
             if size is not None and size not in (stored, turned):
                 return f"{path}: {_size(turned)} pixels, but its mask is {_size(size)}"
-            file.draft("RGB", (stored[0] // 8, stored[1] // 8))
+            file.draft("RGB", (max(1, stored[0] // 8), max(1, stored[1] // 8)))
             file.load()
     except FileNotFoundError:
         return f"{path}: missing"
@@ -155,14 +152,14 @@ class _opened:
             self.file = Image.open(self.path)
         except FileNotFoundError:
             raise
-        except _UNREADABLE as error:
+        except Exception as error:  # Pillow raises a different type for every way in which a file can be wrong
             raise self._named(error) from error
         return self.file
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.file.close()
         named = isinstance(error, ValueError) and str(self.path) in str(error)
-        if isinstance(error, _UNREADABLE) and not named:
+        if isinstance(error, Exception) and not named:
             raise self._named(error) from error
 
     def _named(self, error: BaseException) -> ValueError:

@@ -108,7 +108,7 @@ class RotateAndCrop(PairTransform):
         below, right = (max(0, self.side - length) for length in labels.shape)
         if below or right:
             image = F.pad(image, [0, 0, right, below], fill=list(_MEAN_PIXEL))
-            labels = F.pad(labels, [0, 0, right, below], fill=SOURCE_IGNORE)
+            labels = F.pad(labels[None], [0, 0, right, below], fill=SOURCE_IGNORE)[0]
         top, left = (rng.randint(0, length - self.side) for length in labels.shape)
         window = (..., slice(top, top + self.side), slice(left, left + self.side))
         return super().__call__(image[window], labels[window], rng)

@@ -43,7 +43,7 @@ UNION_REASON = (
     "the published count is of label maps in which later instances overwrite earlier ones; here a class has all its "
     "pixels, so a little more reach 2,048"
 )
-PARTIAL = "partial data (see missing)"
+PARTIAL = "partial data"
 
 
 def prepare_coco20i(

@@ -9,7 +9,7 @@ from fewseg_ext.data.fss1000 import FOREGROUND_FROM, find_class_folders, split_c
 from fewseg_ext.data.photos import MASK_SUFFIX, check_photo, in_threads, read_grey, write_text
 from fewseg_ext.data.prepare.report import Report, Row, list_text
 
-SOURCE = "fetch it from the link in https://github.com/HKUSTCVLAB/FSS-1000 (--download cannot: it needs a browser)"
+SOURCE = "fetch it from the link in https://github.com/HKUSTCVLAB/FSS-1000"
 PREPARED = "fewseg_fss1000"
 IMAGES_PER_CLASS = 10
 SIDE = 224
@@ -28,15 +28,20 @@ def prepare_fss1000(
     Args:
         root: holds the class folders ``<class>/1.jpg``, ``<class>/1.png``, ..., or ``fewshot_data`` with them.
         out: what is written; None means ``root/fewseg_fss1000``.
-        download: refused where the data is not there: its archive is behind a page for browsers.
+        download: refused, unless the data is there already: no downloader of torchvision's can fetch it.
         console: shows bars; None shows nothing.
 
     Raises:
         FileNotFoundError: there is no class folder.
+        ConnectionError: there is none, and ``download`` was asked for.
     """
     root = Path(root)
-    del download  # `find_class_root` says where the data comes from
-    folder = find_class_root(root)
+    try:
+        folder = find_class_root(root)
+    except FileNotFoundError as error:
+        if download:
+            raise ConnectionError(f"FSS-1000 lies behind a page for browsers, --download cannot: {SOURCE}") from error
+        raise
     out = Path(out) if out is not None else root / PREPARED
     (out / "lists").mkdir(parents=True, exist_ok=True)
     report = Report("FSS-1000", out)
@@ -60,7 +65,7 @@ def prepare_fss1000(
         absent = [name for name in names if name not in usable]
         entries = [entry for name in here for entry in usable[name]]
         write_text(out / "lists" / f"{split}.txt", list_text(entries))
-        reason = "partial data (see missing)"
+        reason = "partial data"
         report.add_list(f"{split}: classes", here, len(names), reason=reason)
         report.add_list(f"{split}: usable photos", entries, IMAGES_PER_CLASS * len(names), reason=reason)
         if absent:

@@ -38,7 +38,7 @@ SBD_SOURCE = (
 TRAIN, VAL, TRAINAUG, P3_TRAIN = 1464, 1449, 10582, 5953
 # Different copies of the training masks change P2's training lists by a few dozen of their entries.
 FEW_DOZEN = 60
-PARTIAL = "partial data (see missing)"
+PARTIAL = "partial data"
 P2_TRAIN_PHOTOS, P2_TRAIN_ENTRIES = 10092, 13680
 # Published counts of entries (photo, class), and checksums of the published lists.
 PUBLISHED_ENTRIES = {

@@ -1,6 +1,7 @@
 """What a preparation found, beside what is known of the complete data."""
 
 import hashlib
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.text import Text
 
 from fewseg_ext.data.photos import write_text
 
+REPORT = "report.txt"
 PROBLEMS = "problems.txt"
 DIFFERENCES = "differences.txt"
 
@@ -83,14 +85,17 @@ class Report:
         self.rows.append(replace(row, reason=reason))
 
     def save(self) -> None:
-        """Writes the lines of `problems` and `differences` into files of the folder."""
+        """Writes what `print` shows, and all lines of `problems` and `differences`, into files of the folder."""
+        text = io.StringIO()
+        self.print(Console(file=text, width=160))
+        write_text(self.out / REPORT, text.getvalue())
         write_text(self.out / PROBLEMS, "".join(f"{line}\n" for line in self.problems))
         write_text(self.out / DIFFERENCES, "".join(f"{line}\n" for line in self.differences))
 
     def print(self, console: Console) -> None:
         """The table, then what is missing, what was left out, and what it means."""
         table = Table(title=f"{self.name}: {self.out}", title_justify="left", box=None, pad_edge=False)
-        table.add_column("what")
+        table.add_column("what", no_wrap=True)
         for name in ("expected", "found", "difference"):
             table.add_column(name, justify="right")
         table.add_column("checksum")
