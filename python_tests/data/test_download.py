@@ -106,9 +106,8 @@ def test_coco_archives_are_put_where_they_belong(tmp_path, monkeypatch):
     # The annotations of both years go into one folder.
     prepare_coco20i(tmp_path, year=2014, download=True)
     assert len(fetched) == 6
-    assert set(contents(tmp_path / "annotations")) == {
-        f"instances_{name}{year}.json" for name in ("train", "val") for year in (2014, 2017)
-    }
+    expected = {f"instances_{name}{year}.json" for name in ("train", "val") for year in (2014, 2017)}
+    assert set(contents(tmp_path / "annotations")) == expected
     shutil.rmtree(tmp_path / "val2014")
     prepare_coco20i(tmp_path, year=2014, download=True)
     assert fetched[6:] == ["http://images.cocodataset.org/zips/val2014.zip"]
