@@ -107,6 +107,8 @@ def load_coco(path: Path) -> Any:
                 for name in fields:
                     if name not in item:
                         raise ValueError(f"an item of {key!r} has no {name!r}")
+        if not all(isinstance(item["id"], int) for item in coco.dataset["categories"]):
+            raise ValueError("the ids of its categories are not whole numbers")
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path} is not a COCO file of instances: {reason}") from error
@@ -152,6 +154,10 @@ def _instance(segmentation: Any, height: int, width: int) -> Rle:
             raise ValueError(f"its mask is {stored_width} x {stored_height}, but its photo is {width} x {height}")
         rle = segmentation
         if isinstance(segmentation["counts"], list):
+            if sum(segmentation["counts"]) != height * width:
+                raise ValueError(
+                    f"its runs cover {sum(segmentation['counts'])} pixels, but its photo has {height * width}"
+                )
             rle = tools.frPyObjects(segmentation, height, width)
     if tools.area(rle) == 0:
         raise ValueError("its mask is empty")
@@ -275,6 +281,9 @@ class COCO20i(PhotoSource):
         chosen = [names[label - 1] for label in labels]
         if not self._images:
             raise ValueError(f"COCO20i: no photo of {', '.join(chosen)} in {self.prepared / photo_set}.json")
+        self.title = f"COCO-20i {f'split-{variant} fold {fold} ' if fold is not None else ''}{split}, {photo_set}"
+        if held_out_labels:
+            self.title += f", held-out classes: {held_out}"
         super().__init__(chosen, photos)
 
     def image_id(self, class_id: int, index: int) -> str:

@@ -78,7 +78,7 @@ class FSS1000(PhotoSource):
         for images in self.files.values():
             for image in images:
                 _check_pair(image)
-        self.split = split
+        self.title = f"FSS-1000 {split}" if split is not None else f"class folders {self.root.name}"
         self._cache: dict[tuple[int, int], tuple[Tensor, Tensor]] | None = {} if cache else None
         super().__init__(list(self.files), list(self.files.values()))
 

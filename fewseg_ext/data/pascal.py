@@ -226,8 +226,6 @@ class Pascal5i(PhotoSource):
         self.devkit = find_devkit(root)
         self.prepared = Path(prepared) if prepared is not None else Path(root) / PREPARED
         self.family = FAMILIES[family]
-        self.split = split
-        self.fold = fold
         labels = [CLASSES.index(name) + 1 for name in names]
         held_out_labels: set[int] = set()
         if fold is not None and split == "train":
@@ -253,6 +251,9 @@ class Pascal5i(PhotoSource):
         self._class_of_label[VOC_IGNORE] = SOURCE_IGNORE
         if held_out == "ignore":
             self._class_of_label[list(held_out_labels)] = SOURCE_IGNORE
+        self.title = f"PASCAL-5i {f'fold {fold} ' if fold is not None else ''}{split}, lists {family}"
+        if held_out_labels:
+            self.title += f", held-out classes: {held_out}"
         super().__init__(names, photos)
 
     def read_labels(self, class_id: int, index: int) -> Tensor:

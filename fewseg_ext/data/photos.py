@@ -26,11 +26,16 @@ R = TypeVar("R")
 class PhotoSource:
     """An `ImageSource` over files: a list of photos for each class.
 
+    Attributes:
+        title: the data set and what was chosen of it, without the number of photos.
+
     Args:
         class_names: class c is called ``class_names[c]``.
         photos: for each class its photos.
         problems: what was left out, and why, one line for each; a warning tells how many there are.
     """
+
+    title = "own photos"
 
     def __init__(self, class_names: Sequence[str], photos: Sequence[Sequence[Path]], problems: Sequence[str] = ()):
         self.class_names = list(class_names)
@@ -52,6 +57,12 @@ class PhotoSource:
     def image_id(self, class_id: int, index: int) -> str:
         """The photo's name: the same string in whichever class."""
         return self.image_path(class_id, index).stem
+
+    @property
+    def description(self) -> str:
+        """What a report says of the data."""
+        photos = len({path for paths in self.photos for path in paths})
+        return f"{self.title}, {photos:,d} photos of {len(self.class_names)} classes"
 
     def read(self, class_id: int, index: int) -> tuple[Tensor, Tensor]:
         """Image uint8 [3,h,w] and labels int16 [h,w]: 0 background, c + 1 for class c, -1 ignore."""

@@ -141,6 +141,7 @@ def test_what_cannot_be_used_is_listed_and_the_rest_kept(coco):
         {"image_id": 5, "category_id": PERSON, "segmentation": uncompressed(np.zeros((SIDE, SIDE), np.uint8))},
         {"image_id": 5, "category_id": PERSON},
         {"image_id": 5, "category_id": PERSON, "segmentation": {"size": [SIDE, SIDE]}},
+        {"image_id": 5, "category_id": PERSON, "segmentation": {"size": [SIDE, SIDE], "counts": [0, 10**6]}},
     ]
     write_json(coco / "annotations" / "instances_val2014.json", coco_json(images, annotations + bad))
     folder = coco / "val2014"
@@ -161,6 +162,7 @@ def test_what_cannot_be_used_is_listed_and_the_rest_kept(coco):
         "annotation 9: its mask is empty",
         "annotation 10: no 'segmentation'",
         "annotation 11: no 'counts'",
+        "annotation 12: its runs cover 1000000 pixels, but its photo has 9216",
     ]
     assert len(report.problems) == len(reasons)
     for problem, reason in zip(report.problems, reasons, strict=True):
@@ -177,6 +179,7 @@ def test_what_cannot_be_used_is_listed_and_the_rest_kept(coco):
         ("[]", "is not a COCO file of instances"),
         ('{"images": [], "annotations": []}', "it has no 'categories'"),
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "an item of 'images' has no 'file_name'"),
+        ('{"images": [], "annotations": [], "categories": [{"id": "a", "name": "b"}]}', "are not whole numbers"),
         ('{"images": [], "annotations": [], "categories": []}', "has 0 categories, not the 80"),
     ],
 )

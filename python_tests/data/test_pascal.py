@@ -114,6 +114,13 @@ def test_photos_with_held_out_classes_can_be_excluded(voc):
     assert {source.image_id(c, i) for c in range(15) for i in range(source.num_images(c))} == {"2007_000002"}
 
 
+def test_the_description_says_what_was_chosen(voc):
+    prepare_pascal5i(voc)
+    assert Pascal5i(voc, fold=0).description == "PASCAL-5i fold 0 test, lists P2, 2 photos of 5 classes"
+    train = Pascal5i(voc, fold=0, split="train", held_out="ignore")
+    assert train.description.startswith("PASCAL-5i fold 0 train, lists P2, held-out classes: ignore, ")
+
+
 def test_episodes_can_be_drawn(voc):
     prepare_pascal5i(voc)
     episode = EpisodeDataset(Pascal5i(voc, classes=["aeroplane"]), episodes=1)[0]
