@@ -56,6 +56,6 @@ def test_prepare_prints_a_table_and_names_what_is_missing(tmp_path: Path) -> Non
     result = fewseg("prepare", "pascal5i", str(tmp_path), "--out", str(tmp_path / "out"))
     assert result.returncode == 0
     assert "expected" in result.stdout
-    assert "1,448 of the 1,449 test photos" in result.stdout
+    assert "1,448 of the 1,449 names of" in result.stdout
     assert "WARNING: partial" in result.stdout
     assert (tmp_path / "out" / "index.json").is_file()

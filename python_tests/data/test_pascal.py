@@ -140,6 +140,7 @@ def test_sbd_masks_are_converted_once_and_read_alike(tmp_path):
     (sbd / "cls" / "2009_000003.mat").write_bytes(b"MATLAB 5.0 MAT-file, cut off")
     for root in (tmp_path / "png", tmp_path / "mat"):
         report = prepare_pascal5i(root)
+    assert report.notes[0] == "masks: 2 from SBD, 4 from SegmentationClass"
     assert [problem.split(" ")[0] for problem in report.problems] == [str(sbd / "cls" / "2009_000003.mat")]
 
     png, mat = (Pascal5i(tmp_path / name, fold=3, split="train") for name in ("png", "mat"))
@@ -180,6 +181,7 @@ def test_what_cannot_be_used_is_listed_and_the_rest_kept(voc):
     for problem, reason in zip(report.problems, reasons, strict=True):
         assert reason in problem
     assert (report.out / "problems.txt").read_text().splitlines() == report.problems
+    assert any("1 of the 3 photos named in val.txt, or their masks" in line for line in report.missing)
     source = Pascal5i(voc, classes=["cat"], split="train")
     assert [source.image_id(0, i) for i in range(source.num_images(0))] == ["2007_000001", "2009_000001", names[7]]
 
@@ -198,7 +200,7 @@ def test_the_table_says_what_was_expected_and_found(voc):
     ]
     assert not report.complete
     missing = "\n".join(report.missing)
-    assert "1,447 of the 1,449 test photos" in missing
+    assert "1,447 of the 1,449 names of" in missing
     assert "10,578 of the 10,582 training photos" in missing
     assert "VOCtrainval_11-May-2012.tar" in missing
     shown = (report.out / "report.txt").read_text()

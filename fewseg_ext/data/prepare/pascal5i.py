@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -202,6 +203,8 @@ def prepare_pascal5i(
         if problem is not None:
             report.problems.append(problem)
 
+    origins = Counter("SBD" if image.mask.startswith("masks/") else image.mask.split("/")[0] for image in images)
+    report.notes.append("masks: " + ", ".join(f"{count:,d} from {name}" for name, count in sorted(origins.items())))
     _missing(report, images, val, train, sbd_train, published, devkit)
     _rows(report, images, val, train, sbd_train is not None)
     if published.entries:
@@ -305,8 +308,9 @@ def _missing(
     if len(val) < VAL:
         report.missing.append(f"{VAL - len(val):,d} of the {VAL:,d} names of {lists / 'val.txt'}: {VOC_SOURCE}")
         report.notes.append("a test photo whose name val.txt lacks would be taken for a training photo")
-    if usable("val") < VAL:
-        report.missing.append(f"{VAL - usable('val'):,d} of the {VAL:,d} test photos or their masks: {VOC_SOURCE}")
+    if usable("val") < len(val):
+        lost = len(val) - usable("val")
+        report.missing.append(f"{lost:,d} of the {len(val):,d} photos named in val.txt, or their masks: {VOC_SOURCE}")
     if usable("train", "sbd") < TRAINAUG:
         report.missing.append(
             f"{TRAINAUG - usable('train', 'sbd'):,d} of the {TRAINAUG:,d} training photos or their masks: photos from "
