@@ -30,6 +30,7 @@ from fewseg_ext.data.photos import (
     in_threads,
     is_palette,
     read_mask,
+    visible,
 )
 from fewseg_ext.data.transforms import SOURCE_IGNORE
 
@@ -117,7 +118,7 @@ class LabelMasks(PhotoSource):
     """``images/<photo>.jpg`` and ``masks/<photo>.png`` with numbers; see `open_folder`."""
 
     def __init__(self, root: Path, min_images: int = 2) -> None:
-        photos = sorted(p for p in (root / "images").iterdir() if p.suffix.lower() in (*IMAGE_SUFFIXES, MASK_SUFFIX))
+        photos = [p for p in visible(root / "images") if p.suffix.lower() in (*IMAGE_SUFFIXES, MASK_SUFFIX)]
         self._masks = {photo: root / "masks" / f"{photo.stem}{MASK_SUFFIX}" for photo in photos}
         problems: list[str] = []
         by_label: dict[int, list[Path]] = {}

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewseg_ext.data.photos import MASK_SUFFIX, PhotoSource, read_grey
+from fewseg_ext.data.photos import MASK_SUFFIX, PhotoSource, read_grey, visible
 
 FSS_SUFFIXES = (".jpg", ".jpeg")
 # A mask has soft, JPEG-like edges in some files, so it is cut in the middle.
@@ -33,10 +33,10 @@ def split_classes(split: str) -> list[str]:
 
 
 def find_class_folders(root: Path, suffixes: Iterable[str] = FSS_SUFFIXES) -> dict[str, list[Path]]:
-    """The images in every sub-folder that has any: classes sorted by name, images by number."""
+    """The images in every sub-folder that has any, hidden ones aside: classes sorted by name, images by number."""
     classes = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        images = sorted((p for p in folder.iterdir() if p.suffix.lower() in suffixes), key=_by_number)
+    for folder in (path for path in visible(root) if path.is_dir()):
+        images = sorted((path for path in visible(folder) if path.suffix.lower() in suffixes), key=_by_number)
         if images:
             classes[folder.name] = images
     return classes

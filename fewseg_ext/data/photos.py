@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,13 +38,16 @@ class PhotoSource:
 
     title = "own photos"
 
-    def __init__(self, class_names: Sequence[str], photos: Sequence[Sequence[Path]], problems: Sequence[str] = ()):
+    def __init__(
+        self, class_names: Sequence[str], photos: Sequence[Sequence[Path]], problems: Sequence[str] = ()
+    ) -> None:
         self.class_names = list(class_names)
         self.photos = [list(paths) for paths in photos]
         self.problems = list(problems)
         if self.problems:
+            # The fourth caller is who called open_folder.
             warnings.warn(
-                f"{len(self.problems)} left out, listed in `problems`; the first: {self.problems[0]}", stacklevel=3
+                f"{len(self.problems)} left out, listed in `problems`; the first: {self.problems[0]}", stacklevel=4
             )
 
     def num_images(self, class_id: int) -> int:
@@ -152,40 +156,36 @@ def check_photo(path: Path, size: tuple[int, int] | None = None) -> str | None:
     return None
 
 
-class _opened:
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     """``Image.open`` whose errors, those of decoding inside the block too, name the file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Image.Image:
-        try:
-            self.file = Image.open(self.path)
-        except FileNotFoundError:
+    try:
+        with Image.open(path) as file:
+            yield file
+    except FileNotFoundError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} cannot be read: not an image file") from error
+    except Exception as error:  # Pillow raises a different type for every way in which a file can be wrong
+        if isinstance(error, ValueError) and str(path) in str(error):
             raise
-        except Exception as error:  # Pillow raises a different type for every way in which a file can be wrong
-            raise self._named(error) from error
-        return self.file
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self.file.close()
-        named = isinstance(error, ValueError) and str(self.path) in str(error)
-        if isinstance(error, Exception) and not named:
-            raise self._named(error) from error
-
-    def _named(self, error: BaseException) -> ValueError:
-        reason = "not an image file" if isinstance(error, UnidentifiedImageError) else str(error)
-        return ValueError(f"{self.path} cannot be read: {reason}")
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _size(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
+def visible(folder: Path) -> list[Path]:
+    """What is in a folder, without hidden files (``.ipynb_checkpoints``, macOS's ``._1.jpg``)."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes the file whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
+    # A file name that is not UTF-8 is written as it is.
+    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
     os.replace(temporary, path)
 
 

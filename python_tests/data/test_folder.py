@@ -28,6 +28,8 @@ def test_class_folders(tmp_path):
     for name in ("apple", "pear"):
         for number in ("10", "2"):
             write_pair(tmp_path / name, number)
+    (tmp_path / "apple" / "._2.jpg").write_bytes(b"macOS")
+    write_photo(tmp_path / ".ipynb_checkpoints" / "2-checkpoint.jpg")
     source = open_folder(tmp_path)
     assert isinstance(source, ClassFolders)
     assert (source.class_names, source.problems) == (["apple", "pear"], [])

@@ -4,7 +4,7 @@ import torch
 from scipy.io import savemat
 
 from fewseg_ext.data.episodes import EpisodeDataset
-from fewseg_ext.data.pascal import CLASSES, FAMILIES, Pascal5i, fold_classes, load_index
+from fewseg_ext.data.pascal import CLASSES, FAMILIES, Pascal5i, PascalObject, fold_classes, load_index
 from fewseg_ext.data.prepare import pascal5i as preparation
 from fewseg_ext.data.prepare.pascal5i import family_entries, objects_of, prepare_pascal5i, read_published_lists
 from fewseg_ext.data.prepare.report import checksum
@@ -58,6 +58,13 @@ def test_objects_are_counted_on_all_pixels_and_on_the_grid():
     assert objects_of(labels) == ((3, 34 * 34 - 1, 3), (20, 1, 0))
     with pytest.raises(ValueError, match=r"labels \[21, 254\]"):
         objects_of(np.array([[0, 21], [254, 255]], np.uint8))
+
+
+def test_how_large_an_object_must_be():
+    shows = {name: family.shows for name, family in FAMILIES.items()}
+    assert shows["P1"](PascalObject(4, pixels=1, grid=0))
+    assert [shows["P2"](PascalObject(4, pixels=9999, grid=grid)) for grid in (2, 3)] == [False, True]
+    assert [shows["P3"](PascalObject(4, pixels=pixels, grid=0)) for pixels in (2047, 2048)] == [False, True]
 
 
 def test_families_take_their_photos_and_objects(voc):
@@ -223,6 +230,11 @@ def test_published_lists_are_compared_on_the_photos_that_are_here(voc, tmp_path)
         "P2 test: 2008_000002__02 regenerated only",
     ]
     assert Pascal5i(voc, classes=["bicycle"], split="train", family="P3").num_images(0) == 1
+    # A list of test photos alone does not tell which are P3's training photos.
+    (lists / "p3.txt").write_text("JPEGImages/2008_000001.jpg SegmentationClassAug/2008_000001.png\n")
+    prepare_pascal5i(voc, lists=lists)
+    with pytest.raises(ValueError, match=r"put SBD's train.txt into ROOT/sbd"):
+        Pascal5i(voc, classes=["bicycle"], split="train", family="P3")
     with pytest.raises(ValueError, match="no list with lines such as"):
         read_published_lists(voc / "VOCdevkit")
 

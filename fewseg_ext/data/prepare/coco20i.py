@@ -97,7 +97,7 @@ def prepare_coco20i(
 def _prepare_set(report: Report, root: Path, photo_set: str, path: Path, console: Console | None) -> None:
     """One JSON file: its masks, its index, its rows."""
     if console is not None:
-        console.print(f"reading {path}")
+        console.print(f"reading {path}", markup=False, highlight=False)
     coco = load_coco(path)
     categories = {item["id"]: item["name"] for item in coco.dataset["categories"]}
     if tuple(sorted(categories)) != CATEGORY_IDS:

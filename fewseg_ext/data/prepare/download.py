@@ -78,7 +78,7 @@ def _into_place(fetch: Callable[[Path], Path], target: Path, console: Console | 
     if target.exists():
         return
     if console is not None:
-        console.print(f"fetching {target}")
+        console.print(f"fetching {target}", markup=False, highlight=False)
     staging = target.parent / STAGING / target.name.lstrip(".")
     staging.mkdir(parents=True, exist_ok=True)
     try:

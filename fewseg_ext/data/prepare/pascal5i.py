@@ -27,7 +27,7 @@ from fewseg_ext.data.pascal import (
     find_devkit,
     save_index,
 )
-from fewseg_ext.data.photos import check_photo, in_threads, read_mask, write_text
+from fewseg_ext.data.photos import check_photo, in_threads, read_mask, visible, write_text
 from fewseg_ext.data.prepare.download import download_sbd, download_voc
 from fewseg_ext.data.prepare.report import Report, Row, checksum, list_text
 
@@ -233,8 +233,9 @@ def _find_masks(devkit: Path, sbd: Path | None) -> dict[str, Path]:
     masks: dict[str, Path] = {}
     folders = [devkit / "SegmentationClassAug", devkit / "SegmentationClass"]
     for folder, suffix in [*((f, ".png") for f in folders), *([(sbd / "cls", ".mat")] if sbd is not None else [])]:
-        for path in folder.glob(f"*{suffix}"):
-            masks.setdefault(path.stem, path)
+        for path in visible(folder) if folder.is_dir() else ():
+            if path.suffix == suffix:
+                masks.setdefault(path.stem, path)
     return masks
 
 
@@ -317,7 +318,9 @@ def _missing(
             f"{VOC_SOURCE}; masks from a SegmentationClassAug folder in {devkit}, or SBD: {SBD_SOURCE}"
         )
     if sbd_train is None:
-        report.missing.append(f"which photos are in SBD's train.txt (only family P3 needs it): {SBD_SOURCE}")
+        report.notes.append(
+            f"family P3 cannot be trained on without SBD's train.txt or its published list: {SBD_SOURCE}"
+        )
     absent = set().union(*published.photos) - {image.name for image in images}
     if absent:
         write_text(report.out / "missing_photos.txt", list_text(absent))
@@ -333,8 +336,9 @@ def _rows(
     test = [image.name for image in images if image.voc_set == "val"]
     trainaug = [image for image in images if image.voc_set != "val"]
     whole = len(trainaug) == TRAINAUG
-    report.rows.append(Row("names in train.txt", len(train or ()), TRAIN, reason="" if train else "no such file"))
-    report.rows.append(Row("names in val.txt", len(val), VAL, reason="" if len(val) == VAL else PARTIAL))
+    for name, names, count in (("train.txt", train, TRAIN), ("val.txt", val, VAL)):
+        reason = "no such file" if names is None else PARTIAL if len(names) < count else ""
+        report.rows.append(Row(f"names in {name}", len(names or ()), count, reason=reason))
     report.add_list("photos with masks: test", test, VAL, PUBLISHED_VAL, PARTIAL)
     report.add_list("photos with masks: training", [image.name for image in trainaug], TRAINAUG, reason=PARTIAL)
     for family in FAMILIES.values():

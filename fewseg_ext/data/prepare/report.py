@@ -94,7 +94,7 @@ class Report:
 
     def print(self, console: Console) -> None:
         """The table, then what is missing, what was left out, and what it means."""
-        table = Table(title=f"{self.name}: {self.out}", title_justify="left", box=None, pad_edge=False)
+        table = Table(title=Text(f"{self.name}: {self.out}"), title_justify="left", box=None, pad_edge=False)
         table.add_column("what", no_wrap=True)
         for name in ("expected", "found", "difference"):
             table.add_column(name, justify="right")
@@ -121,7 +121,8 @@ class Report:
                 continue
             shown = 5 if where else len(lines)
             console.print()
-            console.print(f"{title}{f' ({len(lines):,d}, all of them in {self.out / where})' if where else ''}:")
+            heading = f"{title} ({len(lines):,d}, all of them in {self.out / where}):" if where else f"{title}:"
+            console.print(heading, markup=False, highlight=False, soft_wrap=True)
             for line in lines[:shown]:
                 console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
         console.print()
