@@ -5,7 +5,7 @@ from PIL import Image
 
 from fewseg_ext.data.episodes import EpisodeDataset
 from fewseg_ext.data.folder import ClassFolders, JsonFolder, LabelMasks, foreground, open_folder
-from fewseg_ext.data.photos import read_image
+from fewseg_ext.data.photos import check_photo, read_image
 from photo_files import SIDE, box, coco_json, write_json, write_mask, write_photo
 
 
@@ -189,6 +189,8 @@ def test_a_photo_marked_as_turned_is_turned_unless_its_mask_is_not(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "1.png", exif=exif)
     assert read_image(tmp_path / "1.png").shape == (3, 16, 8)
     assert read_image(tmp_path / "1.png", size=(8, 16)).shape == (3, 16, 8)
+    assert [check_photo(tmp_path / "1.png", size) for size in ((8, 16), (16, 8))] == [None, None]
+    assert "8 x 16 pixels, but its mask is 9 x 9" in (check_photo(tmp_path / "1.png", (9, 9)) or "")
     stored = read_image(tmp_path / "1.png", size=(16, 8))
     assert torch.equal(stored, torch.from_numpy(pixels).permute(2, 0, 1))
     with pytest.raises(ValueError, match=r"1.png is 8 x 16 pixels, but its mask is 5 x 5"):

@@ -220,10 +220,13 @@ def test_published_lists_are_compared_on_the_photos_that_are_here(voc, tmp_path)
     (lists / "val").mkdir(parents=True)
     # One entry is right, one photo is not here, one entry is of a class that the photo does not show.
     (lists / "val" / "fold0.txt").write_text("2008_000001__01\n2008_999999__01\n2008_000002__03\n")
+    (lists / "trn.txt").write_text("2007_000001__01\n2009_000001__02\n2007_999999__01\n")
     (lists / "p3.txt").write_text("JPEGImages/2009_000001.jpg SegmentationClassAug/2009_000001.png\n")
     report = prepare_pascal5i(voc, lists=lists)
     compared = row(report, "P2 test: published entries of photos here")
     assert (compared.expected, compared.found) == (2, 3)
+    compared = row(report, "P2 train: published entries of photos here")
+    assert (compared.expected, compared.found, compared.reason) == (2, 2, "equal, entry by entry")
     assert report.differences == [
         "P2 test: 2008_000002__03 published only",
         "P2 test: 2008_000002__01 regenerated only",
