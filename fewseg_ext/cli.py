@@ -18,6 +18,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+prepare = typer.Typer(
+    help="Build and verify the lists and masks of a benchmark.",
+    epilog="Example: fewseg prepare pascal5i data",
+    no_args_is_help=True,
+)
+app.add_typer(prepare, name="prepare")
+
+Root = Annotated[Path, typer.Argument(help="The folder with the data set's own files; see docs/datasets.md.")]
+Out = Annotated[Path | None, typer.Option(help="What is written; by default a folder fewseg_... inside ROOT.")]
+Download = Annotated[bool, typer.Option("--download", help="First fetch what is not in ROOT, with torchvision.")]
+
 # What a user can get wrong or repair: told in a line, without a traceback.
 _PLAIN_ERRORS = (ValueError, OSError, ImportError)
 
@@ -67,6 +78,46 @@ def demo(
     from fewseg_ext.demo import run_demo
 
     run_demo(out, seed=seed, console=Console())
+
+
+@prepare.command("pascal5i", epilog="Example: fewseg prepare pascal5i data --lists published_lists")
+def prepare_pascal5i(
+    root: Root,
+    out: Out = None,
+    download: Download = False,
+    lists: Annotated[Path | None, typer.Option(help="Folder of published list files to compare with.")] = None,
+) -> None:
+    """PASCAL-5i from the VOC 2012 devkit with SegmentationClassAug, or with SBD's .mat files."""
+    from fewseg_ext.data.prepare import pascal5i
+
+    console = Console()
+    pascal5i.prepare_pascal5i(root, out, download=download, lists=lists, console=console).print(console)
+
+
+@prepare.command("coco20i", epilog="Example: fewseg prepare coco20i data/coco --year 2014")
+def prepare_coco20i(
+    root: Root,
+    out: Out = None,
+    year: Annotated[int, typer.Option(help="2014, which the papers use, or 2017.")] = 2014,
+    download: Download = False,
+) -> None:
+    """COCO-20i, both splits, from the photos and the official JSON of instances."""
+    from fewseg_ext.data.coco import YEARS
+    from fewseg_ext.data.prepare import coco20i
+
+    if year not in YEARS:
+        raise typer.BadParameter(f"{year} is neither 2014 nor 2017", param_hint="--year")
+    console = Console()
+    coco20i.prepare_coco20i(root, out, year=year, download=download, console=console).print(console)
+
+
+@prepare.command("fss1000", epilog="Example: fewseg prepare fss1000 data/fewshot_data")
+def prepare_fss1000(root: Root, out: Out = None, download: Download = False) -> None:
+    """FSS-1000 from its class folders."""
+    from fewseg_ext.data.prepare import fss1000
+
+    console = Console()
+    fss1000.prepare_fss1000(root, out, download=download, console=console).print(console)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import fewseg_ext
+from photo_files import two_boxes, write_voc
 
 FEWSEG = Path(sys.executable).with_name("fewseg")
 
@@ -23,9 +24,9 @@ def test_info_prints_what_was_built_and_what_runs() -> None:
 def test_help_of_every_command_has_an_example() -> None:
     overview = fewseg("--help")
     assert overview.returncode == 0
-    for command in ("info", "demo"):
-        assert command in overview.stdout
-        result = fewseg(command, "--help")
+    for command in ("info", "demo", "prepare", "prepare pascal5i", "prepare coco20i", "prepare fss1000"):
+        assert command.split()[0] in overview.stdout
+        result = fewseg(*command.split(), "--help")
         assert result.returncode == 0
         assert f"Example: fewseg {command}" in result.stdout
 
@@ -33,6 +34,7 @@ def test_help_of_every_command_has_an_example() -> None:
 def test_bad_usage_exits_with_2() -> None:
     assert fewseg("no-such-command").returncode == 2
     assert fewseg("demo", "--no-such-option").returncode == 2
+    assert fewseg("prepare", "coco20i", ".", "--year", "2015").returncode == 2
 
 
 def test_a_user_error_is_one_line_without_a_traceback(tmp_path: Path) -> None:
@@ -43,3 +45,17 @@ def test_a_user_error_is_one_line_without_a_traceback(tmp_path: Path) -> None:
     assert result.stderr.startswith("fewseg: ")
     assert "taken" in result.stderr
     assert (tmp_path / "taken").read_text() == "a file where a folder should go"
+
+
+def test_prepare_prints_a_table_and_names_what_is_missing(tmp_path: Path) -> None:
+    result = fewseg("prepare", "pascal5i", str(tmp_path))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "VOCtrainval_11-May-2012.tar" in result.stderr
+    write_voc(tmp_path, {"val": {"2008_000001": two_boxes(1, 2)}})
+    result = fewseg("prepare", "pascal5i", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert result.returncode == 0
+    assert "expected" in result.stdout
+    assert "1,448 of the 1,449 names of" in result.stdout
+    assert "WARNING: partial" in result.stdout
+    assert (tmp_path / "out" / "index.json").is_file()

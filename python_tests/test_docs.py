@@ -9,6 +9,10 @@ import pytest
 import torch
 
 import fewseg_ext.ops
+from fewseg_ext.data.coco import CATEGORY_IDS
+from fewseg_ext.data.prepare.coco20i import prepare_coco20i
+from fewseg_ext.data.prepare.pascal5i import prepare_pascal5i
+from photo_files import box, coco_json, two_boxes, write_json, write_mask, write_photo, write_voc
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,6 +34,38 @@ def test_readme_example() -> None:
     result = names["segment"](torch.randn(1, 3, 64, 64), mask, torch.randn(1, 3, 80, 64))
     assert result.shape == (1, 80, 64)
     assert result.dtype == torch.bool
+
+
+@pytest.mark.filterwarnings("ignore:ROOT/fewshot_data has 1 of the")
+def test_examples_of_the_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, on small data in the places that the page names."""
+    everything = [
+        {"image_id": image, "category_id": category, "segmentation": [box(0, 0, 96, 96)]}
+        for image in (1, 2)
+        for category in CATEGORY_IDS
+    ]
+    root = tmp_path / "ROOT"
+    for name in ("train2014", "val2014"):
+        for number in (1, 2):
+            write_photo(root / name / f"{number}.jpg", seed=number)
+        images = [{"id": number, "file_name": f"{number}.jpg"} for number in (1, 2)]
+        write_json(root / "annotations" / f"instances_{name}.json", coco_json(images, everything))
+    write_voc(root, {"val": {"2008_000001": two_boxes(1, 8)}, "train": {"2008_000002": two_boxes(1, 8)}})
+    for folder in (root / "fewshot_data" / "bus", tmp_path / "photos" / "apple"):
+        for number in (1, 2):
+            write_photo(folder / f"{number}.jpg", seed=number)
+            write_mask(folder / f"{number}.png", two_boxes(255, 0, border=0), palette=False)
+    prepare_pascal5i(root)
+    prepare_coco20i(root)
+
+    monkeypatch.chdir(tmp_path)
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "datasets.md").read_text(), re.DOTALL)
+    assert len(snippets) == 6
+    names: dict = {}
+    for snippet in snippets:
+        exec(snippet, names)
+    assert names["source"].class_names == ["apple"]
+    assert names["episodes"][0]["support_images"].shape == (1, 1, 3, 384, 384)
 
 
 def test_links_lead_somewhere() -> None:

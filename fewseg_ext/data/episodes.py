@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fewseg_ext.data.transforms import SOURCE_IGNORE as SOURCE_IGNORE
 from fewseg_ext.data.transforms import PairTransform
 
 IGNORE_INDEX = 255
-# What a source writes for pixels that count neither way: 255 could be a class.
-SOURCE_IGNORE = -1
 
 
 class ImageSource(Protocol):
@@ -65,6 +64,7 @@ class EpisodeDataset(Dataset[Episode]):
         shots: K, support images per class.
         seed: chooses the episodes.
         transform: applied to every image and its labels; None means normalisation only.
+        query_transform: applied to the query in place of ``transform``; None means the same.
 
     Raises:
         ValueError: fewer than N classes, a class (named) with fewer than K + 1 images, or a count below 1.
@@ -78,6 +78,7 @@ class EpisodeDataset(Dataset[Episode]):
         shots: int = 1,
         seed: int = 0,
         transform: PairTransform | None = None,
+        query_transform: PairTransform | None = None,
     ) -> None:
         for name, value in (("episodes", episodes), ("ways", ways), ("shots", shots)):
             if value < 1:
@@ -100,6 +101,7 @@ class EpisodeDataset(Dataset[Episode]):
         self.shots = shots
         self.seed = seed
         self.transform = transform or PairTransform()
+        self.query_transform = query_transform or self.transform
 
     def __len__(self) -> int:
         return self.episodes
@@ -115,10 +117,12 @@ class EpisodeDataset(Dataset[Episode]):
         masks: list[Tensor] = []
         for class_id, supports in zip(plan.class_ids, plan.supports, strict=True):
             for image_index in supports:
-                image, mask = self._load(class_id, image_index, plan.class_ids, rng)
+                image, mask = self._load(class_id, image_index, plan.class_ids, rng, self.transform)
                 images.append(image)
                 masks.append(mask)
-        query_image, query_mask = self._load(plan.class_ids[plan.query_way - 1], plan.query, plan.class_ids, rng)
+        query_image, query_mask = self._load(
+            plan.class_ids[plan.query_way - 1], plan.query, plan.class_ids, rng, self.query_transform
+        )
         if any(image.shape != query_image.shape for image in images):
             raise ValueError("EpisodeDataset: the images differ in size; give a PairTransform with a size")
         shape = (self.ways, self.shots)
@@ -149,9 +153,11 @@ class EpisodeDataset(Dataset[Episode]):
             query_way=query_way,
         )
 
-    def _load(self, class_id: int, index: int, class_ids: Sequence[int], rng: random.Random) -> tuple[Tensor, Tensor]:
+    def _load(
+        self, class_id: int, index: int, class_ids: Sequence[int], rng: random.Random, transform: PairTransform
+    ) -> tuple[Tensor, Tensor]:
         """An image and its episode label map."""
-        image, labels = self.transform(*self.source.read(class_id, index), rng)
+        image, labels = transform(*self.source.read(class_id, index), rng)
         mask = torch.zeros(labels.shape, dtype=torch.uint8)
         for way, way_class in enumerate(class_ids, start=1):
             mask[labels == way_class + 1] = way

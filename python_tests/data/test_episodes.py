@@ -146,3 +146,15 @@ def test_plan_names_the_images_that_the_episode_shows():
         assert episode["support_images"][:, :, 0, 0, 0].tolist() == shown
         assert episode["query_images"][0, 0, 0] == 20 * plan.class_ids[plan.query_way - 1] + plan.query
         assert (episode["class_ids"].tolist(), episode["query_way"]) == (list(plan.class_ids), plan.query_way)
+
+
+def test_the_query_can_have_a_transform_of_its_own():
+    class Negative(PairTransform):
+        def __call__(self, image, labels, rng):
+            return -image.float(), labels
+
+    data = EpisodeDataset(Stripes(), episodes=9, shots=2, transform=Identity(), query_transform=Negative())
+    alike = EpisodeDataset(Stripes(), episodes=9, shots=2, transform=Identity())
+    for index in range(9):
+        assert torch.equal(data[index]["query_images"], -alike[index]["query_images"])
+        assert torch.equal(data[index]["support_images"], alike[index]["support_images"])

@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fewseg_ext.data.fss1000 import FSS1000
+from fewseg_ext.data.fss1000 import FSS1000, split_classes
+from fewseg_ext.data.prepare.fss1000 import prepare_fss1000
 
 
 def write(folder, name, mask_value=255, size=(6, 4), mask_size=None):
@@ -88,3 +89,66 @@ def test_a_mask_of_another_size_is_named(tmp_path):
     write(tmp_path / "apple", "1", size=(6, 4), mask_size=(4, 6))
     with pytest.raises(ValueError, match=r"apple/1.png is 4 x 6 pixels, but its image is 6 x 4"):
         FSS1000(tmp_path)
+
+
+def test_the_published_split_has_1000_classes():
+    parts = [split_classes(split) for split in ("train", "val", "test")]
+    assert [len(part) for part in parts] == [520, 240, 240]
+    assert len(set().union(*parts)) == 1000
+    assert split_classes("trainval") == sorted(parts[0] + parts[1])
+    with pytest.raises(ValueError, match="split must be one of train, val, test, trainval, got 'unseen'"):
+        split_classes("unseen")
+
+
+def test_a_split_takes_its_classes_and_tells_which_are_missing(tmp_path):
+    for name in ("abacus", "bus", "my_own"):
+        write(tmp_path / name, "1")
+    with pytest.warns(UserWarning, match="has 1 of the 240 test classes"):
+        assert FSS1000(tmp_path, split="test").class_names == ["bus"]
+    with pytest.warns(UserWarning, match="has 1 of the 760 trainval classes"):
+        assert FSS1000(tmp_path, split="trainval").class_names == ["abacus"]
+    with pytest.raises(ValueError, match="has none of the 520 train classes"):
+        FSS1000(tmp_path, split="train")
+
+
+def test_prepare_counts_and_lists_what_is_there(tmp_path):
+    root = tmp_path / "fewshot_data"
+    for number in range(1, 11):
+        write(root / "abacus", str(number), size=(224, 224))
+    for name in ("1", "2", "3", "4"):
+        write(root / "bus", name)
+    write(root / "my_own", "1")
+    (root / "bus" / "1.jpg").write_bytes((root / "bus" / "1.jpg").read_bytes()[:300])
+    (root / "bus" / "2.png").unlink()
+    write(root / "bus", "3", mask_value=127)
+
+    report = prepare_fss1000(tmp_path)
+    rows = {row.what: (row.expected, row.found) for row in report.rows}
+    assert rows["val: classes"] == (240, 1)
+    assert rows["val: usable photos"] == (2400, 10)
+    assert rows["test: usable photos"] == (2400, 1)
+    assert rows["train: classes"] == (520, 0)
+    assert rows["classes that FSS-1000 does not have"] == (0, 1)
+    assert (report.out / "lists" / "test.txt").read_text() == "bus/4.jpg\n"
+    for problem, reason in zip(report.problems, ["1.jpg cannot be read", "2.jpg: no mask", "is empty"], strict=True):
+        assert reason in problem
+    assert report.notes[0].endswith("bus 1, my_own 1")
+    assert report.notes[1].startswith("2 photos are not 224 x 224")
+    missing = (report.out / "missing_classes.txt").read_text().split()
+    assert len(missing) == 998
+    assert any("239 of the 240 test classes" in line and "HKUSTCVLAB" in line for line in report.missing)
+    assert not report.complete
+
+
+def test_prepare_without_data_says_where_it_comes_from(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no class folder .*HKUSTCVLAB/FSS-1000"):
+        prepare_fss1000(tmp_path)
+    with pytest.raises(ConnectionError, match="--download cannot"):
+        prepare_fss1000(tmp_path, download=True)
+
+
+@pytest.mark.real_data
+def test_the_split_is_the_published_one(real_data):
+    for split, name in (("train", "trn"), ("val", "val"), ("test", "test")):
+        published = (real_data / "lists" / f"fss1000_{name}_classes.txt").read_text().split("\n")
+        assert split_classes(split) == sorted(line.strip() for line in published if line.strip())

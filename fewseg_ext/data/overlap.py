@@ -1,0 +1,66 @@
+"""Photos that two sources share: a score on photos that the model was trained on is no score."""
+
+import hashlib
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+
+from fewseg_ext.data.episodes import ImageSource
+from fewseg_ext.data.photos import PhotoSource
+
+
+def shared_photos(train_source: ImageSource, test_source: ImageSource) -> list[str]:
+    """The photos of ``test_source`` that are in ``train_source`` too, under whatever name.
+
+    Files are compared byte by byte through their hashes, and only where the sizes agree, so that most are never read;
+    sources without files are compared by their decoded pixels. A photo that was cropped, resized or compressed anew is
+    not recognised.
+
+    Returns:
+        The names (`image_id`) in the test source, sorted, each once.
+    """
+    if isinstance(train_source, PhotoSource) and isinstance(test_source, PhotoSource):
+        return _shared_files(train_source, test_source)
+    train = set(_pixel_hashes(train_source).values())
+    return sorted(name for name, digest in _pixel_hashes(test_source).items() if digest in train)
+
+
+def _shared_files(train_source: PhotoSource, test_source: PhotoSource) -> list[str]:
+    train: dict[int, list[Path]] = defaultdict(list)
+    for path in {path for photos in train_source.photos for path in photos}:
+        train[path.stat().st_size].append(path)
+    names = {
+        path: test_source.image_id(class_id, index)
+        for class_id, photos in enumerate(test_source.photos)
+        for index, path in enumerate(photos)
+    }
+    shared = set()
+    for path, name in names.items():
+        candidates = train.get(path.stat().st_size, [])
+        if path in candidates or (candidates and _file_hash(path) in {_file_hash(other) for other in candidates}):
+            shared.add(name)
+    return sorted(shared)
+
+
+def _file_hash(path: Path) -> bytes:
+    status = path.stat()
+    return _hash_of_version(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _hash_of_version(path: Path, size: int, modified: int) -> bytes:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+
+
+def _pixel_hashes(source: ImageSource) -> dict[str, bytes]:
+    """Hash by name; a photo that several classes show is read once."""
+    hashes: dict[str, bytes] = {}
+    for class_id in range(len(source.class_names)):
+        for index in range(source.num_images(class_id)):
+            name = source.image_id(class_id, index)
+            if name not in hashes:
+                image, _ = source.read(class_id, index)
+                digest = hashlib.blake2b(str(tuple(image.shape)).encode(), digest_size=16)
+                digest.update(image.contiguous().numpy().tobytes())
+                hashes[name] = digest.digest()
+    return hashes
