@@ -57,7 +57,7 @@ def measure(source: FiveAnimals, device: str, episodes: int, workers: int) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="a VOC 2012 folder")
-    parser.add_argument("--episodes", type=int, default=40)
+    parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--results", type=Path, help="folder for evaluation_speed.json")
     options = parser.parse_args()
