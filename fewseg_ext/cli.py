@@ -70,7 +70,7 @@ def demo(
 
 
 @app.command(
-    epilog="Example: fewseg evaluate runs/demo/biopt.ckpt --dataset fss1000 --root runs/demo/data/unseen --size 64"
+    epilog="Example: fewseg evaluate runs/demo/biopt.ckpt --dataset fss1000 --root runs/demo/data/unseen --size 128"
 )
 def evaluate(
     dataset: Annotated[str, typer.Option(help="Name of the data set.")],
