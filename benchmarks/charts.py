@@ -72,9 +72,7 @@ def draw_scaling(result: dict[str, Any], path: Path) -> None:
         ax.set_xlabel(AXES[axis])
         ax.grid(alpha=0.3)
     figure.supylabel("milliseconds")
-    figure.suptitle(
-        f"inner_opt around B=1 K=2 C=2048 53x53 T=10 float32; {place(result['environment'])}", fontsize=9
-    )
+    figure.suptitle(f"inner_opt around B=1 K=2 C=2048 53x53 T=10 float32; {place(result['environment'])}", fontsize=9)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path, dpi=120)

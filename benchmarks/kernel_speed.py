@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cases import SCALING, Case, cases
+from charts import draw_ratios, draw_scaling
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from targets import met, verdicts
 from torch import Tensor
 
 import fewseg_ext
 from baselines import EAGER, NAIVE
-from cases import SCALING, Case, cases
-from charts import draw_ratios, draw_scaling
 from measure import (
     environment,
     extra_peak_mib,
@@ -36,7 +37,6 @@ from measure import (
     time_ms,
     write_json,
 )
-from targets import met, verdicts
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -159,7 +159,18 @@ def _call_overhead() -> dict[str, float]:
 def table_of(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="Milliseconds, and how many times as long as ours; shares of what the machine can do")
     table.add_column("operator and shape")
-    columns = ("p20", "ours p50", "p80", "cold", "eager", "compiled", "naive", "of read sweep", "of FMA rate", "extra MiB")
+    columns = (
+        "p20",
+        "ours p50",
+        "p80",
+        "cold",
+        "eager",
+        "compiled",
+        "naive",
+        "of read sweep",
+        "of FMA rate",
+        "extra MiB",
+    )
     for column in columns:
         table.add_column(column, justify="right")
     for row in rows:

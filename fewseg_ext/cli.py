@@ -120,6 +120,68 @@ def prepare_fss1000(root: Root, out: Out = None, download: Download = False) -> 
     fss1000.prepare_fss1000(root, out, download=download, console=console).print(console)
 
 
+@app.command(
+    epilog="Example: fewseg evaluate runs/demo/biopt.ckpt --dataset fss1000 --root runs/demo/data/unseen --size 128"
+)
+def evaluate(
+    dataset: Annotated[str, typer.Option(help="Name of the data set.")],
+    root: Annotated[Path, typer.Option(help="Folder of the data set.")],
+    checkpoint: Annotated[
+        str | None, typer.Argument(help='Checkpoint; for several folds with "{fold}" in its name.', show_default=False)
+    ] = None,
+    fold: Annotated[str, typer.Option(help='A number, several like "0,2", or "all".')] = "all",
+    ways: Annotated[int, typer.Option(help="Classes per episode.")] = 1,
+    shots: Annotated[int, typer.Option(help="Labelled images per class.")] = 1,
+    episodes: Annotated[int, typer.Option(help="Episodes per seed.")] = 1000,
+    every_image: Annotated[
+        bool, typer.Option("--every-image", help="Every image is the query once, as on FSS-1000, for each seed.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(help="How many seeds: 0, 1, ...")] = 5,
+    size: Annotated[int, typer.Option(help="Side to which images are squashed for the model.")] = 417,
+    multi_scale: Annotated[bool, typer.Option("--multi-scale", help="Query at scales 0.7, 1 and 1.3.")] = False,
+    ignored: Annotated[str, typer.Option(help='Pixels labelled 255: "removed" or "background".')] = "removed",
+    backbone: Annotated[str | None, typer.Option(help="Instead of a checkpoint: a backbone without training.")] = None,
+    weights: Annotated[str | None, typer.Option(help="Its weights: a file, or a name of torchvision's.")] = None,
+    method: Annotated[str, typer.Option(help='With a backbone: "biopt" or "baseline".')] = "biopt",
+    workers: Annotated[int, typer.Option(help="Processes that read images.")] = 0,
+    cache_mib: Annotated[int, typer.Option(help="Memory for features and labels that are kept.")] = 2048,
+    device: Annotated[str, typer.Option(help='"cpu" or "cuda".')] = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder for the report, the chart and the examples.")] = Path(
+        "runs/evaluation"
+    ),
+) -> None:
+    """Score a model on few-shot episodes, beside the papers' figures; write JSON, CSV, Markdown and pictures."""
+    from fewseg_ext.evaluation.command import ModelChoice, parse_folds, run_evaluation
+    from fewseg_ext.evaluation.protocol import MULTI_SCALE, EvaluationProtocol
+
+    try:
+        choice = ModelChoice(checkpoint, backbone, weights, method)
+        folds = parse_folds(fold, dataset)
+        protocol = EvaluationProtocol(
+            episodes=None if every_image else episodes,
+            seeds=tuple(range(seeds)),
+            ways=ways,
+            shots=shots,
+            input_size=size,
+            scales=MULTI_SCALE if multi_scale else (1.0,),
+            ignored=ignored,  # type: ignore[arg-type]  # checked there
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    run_evaluation(
+        out,
+        choice,
+        dataset,
+        root,
+        folds,
+        protocol,
+        device=device,
+        num_workers=workers,
+        cache_bytes=cache_mib * 2**20,
+        console=Console(),
+    )
+
+
 def main() -> None:
     """The entry point: exit status 0 for success, 1 for failure, 2 for bad usage."""
     try:

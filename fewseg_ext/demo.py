@@ -11,25 +11,23 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch.utils.data import default_collate
 
 from fewseg_ext.data.episodes import EpisodeDataset
 from fewseg_ext.data.fss1000 import FSS1000
 from fewseg_ext.data.synthetic import SyntheticConfig, generate_synthetic
 from fewseg_ext.data.transforms import PairTransform
-from fewseg_ext.evaluation.evaluate import EvaluationResult, evaluate, predict
-from fewseg_ext.evaluation.pictures import GridRow, draw_grid, draw_losses
+from fewseg_ext.evaluation.evaluate import EvaluationResult, evaluate, example_rows
+from fewseg_ext.evaluation.pictures import draw_grid, draw_losses, save_figure
 from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline, PrototypeModel
+from fewseg_ext.progress import progress_bar
 from fewseg_ext.training.checkpoint import save_checkpoint, write_atomically
 from fewseg_ext.training.engine import Trainer, TrainingConfig
 
@@ -104,7 +102,7 @@ def run_demo(
     """
     out = Path(out_dir)
     data = replace(data or SyntheticConfig(), seed=seed)
-    with _bar(console, "drawing pictures") as progress:
+    with progress_bar(console, "drawing pictures") as progress:
         root = generate_synthetic(out / "data", data, progress=progress)
     train = EpisodeDataset(
         FSS1000(root / "train", cache=True), TRAIN_EPISODES, seed=seed, transform=PairTransform(flip=True)
@@ -118,7 +116,7 @@ def run_demo(
         models[name] = model_class(BACKBONE)
 
     scores: dict[str, EvaluationResult] = {}
-    with _bar(console, "scoring untrained") as progress:
+    with progress_bar(console, "scoring untrained") as progress:
         scores["untrained"] = evaluate(models["biopt"], test, progress=progress)
     config = TrainingConfig(
         iterations=iterations,
@@ -137,7 +135,7 @@ def run_demo(
     trainers["baseline"] = Trainer(models["baseline"], train, config, console=console)
     trainers["baseline"].run("training baseline")
     for name, model in models.items():
-        with _bar(console, f"scoring {name}") as progress:
+        with progress_bar(console, f"scoring {name}") as progress:
             scores[name] = evaluate(model, test, progress=progress)
 
     report = DemoReport(
@@ -158,9 +156,12 @@ def run_demo(
         },
     )
     histories = {name: trainers[name].history for name in ("biopt", "baseline")}
-    _save_figure(out / "grid.png", draw_grid(_grid_rows(test, models)))
+    save_figure(
+        out / "grid.png",
+        draw_grid(example_rows(test, {"baseline": models["baseline"], "BiOpt": models["biopt"]}, GRID_ROWS)),
+    )
     switches = {"biopt": round(SUPPORT_FIRST * iterations)}
-    _save_figure(out / "loss.png", draw_losses(histories, switches))
+    save_figure(out / "loss.png", draw_losses(histories, switches))
     for name, trainer in trainers.items():
         save_checkpoint(out / f"{name}.ckpt", trainer.checkpoint())
     _save_json(out / "report.json", _as_json(report))
@@ -210,35 +211,6 @@ def summarize(reports: Sequence[DemoReport]) -> dict[str, dict[str, float]]:
     }
 
 
-def _grid_rows(test: EpisodeDataset, models: dict[str, PrototypeModel]) -> list[GridRow]:
-    """The first episodes of different classes: not chosen by how well they went."""
-    rows: list[GridRow] = []
-    seen: set[int] = set()
-    for index in range(len(test)):
-        episode = test[index]
-        class_id = int(episode["class_ids"][0])
-        if class_id in seen:
-            continue
-        seen.add(class_id)
-        batch = default_collate([episode])
-        rows.append(
-            GridRow(
-                title=test.source.class_names[class_id].replace("_", " "),
-                support_image=episode["support_images"][0, 0],
-                support_mask=episode["support_masks"][0, 0] == 1,
-                query_image=episode["query_images"],
-                query_mask=episode["query_masks"] == 1,
-                predictions={
-                    "baseline": predict(models["baseline"], batch)[0] == 1,
-                    "BiOpt": predict(models["biopt"], batch)[0] == 1,
-                },
-            )
-        )
-        if len(rows) == GRID_ROWS:
-            break
-    return rows
-
-
 def _table(reports: Sequence[DemoReport]) -> Table:
     """Scores by seed; below several seeds mean and standard deviation."""
     table = Table(title="mIoU on unseen classes", title_justify="left")
@@ -269,16 +241,3 @@ def _as_json(report: DemoReport) -> dict[str, Any]:
 def _save_json(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def _save_figure(path: Path, figure: Any) -> None:
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110, facecolor="white"))
-
-
-@contextmanager
-def _bar(console: Console | None, description: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar as a function of (done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=console is None) as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

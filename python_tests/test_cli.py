@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 import fewseg_ext
 from photo_files import two_boxes, write_voc
 
@@ -24,7 +26,7 @@ def test_info_prints_what_was_built_and_what_runs() -> None:
 def test_help_of_every_command_has_an_example() -> None:
     overview = fewseg("--help")
     assert overview.returncode == 0
-    for command in ("info", "demo", "prepare", "prepare pascal5i", "prepare coco20i", "prepare fss1000"):
+    for command in ("info", "demo", "prepare", "prepare pascal5i", "prepare coco20i", "prepare fss1000", "evaluate"):
         assert command.split()[0] in overview.stdout
         result = fewseg(*command.split(), "--help")
         assert result.returncode == 0
@@ -35,6 +37,9 @@ def test_bad_usage_exits_with_2() -> None:
     assert fewseg("no-such-command").returncode == 2
     assert fewseg("demo", "--no-such-option").returncode == 2
     assert fewseg("prepare", "coco20i", ".", "--year", "2015").returncode == 2
+    result = fewseg("evaluate", "--dataset", "fss1000", "--root", "photos")
+    assert result.returncode == 2
+    assert "either a checkpoint or a backbone" in result.stderr
 
 
 def test_a_user_error_is_one_line_without_a_traceback(tmp_path: Path) -> None:
@@ -59,3 +64,22 @@ def test_prepare_prints_a_table_and_names_what_is_missing(tmp_path: Path) -> Non
     assert "1,448 of the 1,449 names of" in result.stdout
     assert "WARNING: partial" in result.stdout
     assert (tmp_path / "out" / "index.json").is_file()
+
+
+def test_evaluate_prints_its_protocol(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(2):
+            photo = Image.new("L", (20, 16), 40)
+            photo.paste(200, (5, 4, 15, 12))
+            photo.convert("RGB").save(tmp_path / "photos" / name / f"{i}.jpg")
+            photo.save(tmp_path / "photos" / name / f"{i}.png")
+    options = ["--dataset", "fss1000", "--root", "photos", "--backbone", "conv4", "--size", "16", "--episodes", "2"]
+    result = fewseg("evaluate", *options, "--seeds", "1", "--multi-scale", "--out", "out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "2 episodes for each seed of 0; 1-way 1-shot" in result.stdout
+    assert "0.7, 1, 1.3" in " ".join(result.stdout.split())
+    assert (tmp_path / "out" / "evaluation.json").is_file()
+    wrong = fewseg("evaluate", "none.ckpt", "--dataset", "fss1000", "--root", "photos", cwd=tmp_path)
+    assert wrong.returncode == 1
+    assert wrong.stderr == "fewseg: checkpoint not found: none.ckpt\n"

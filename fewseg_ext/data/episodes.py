@@ -108,11 +108,11 @@ class EpisodeDataset(Dataset[Episode]):
 
     def plan(self, index: int) -> EpisodePlan:
         """Which images episode ``index`` is made of: a function of the seed and the index alone."""
-        return self._plan(self._rng(index))
+        return self._plan(index, self._rng(index))
 
     def __getitem__(self, index: int) -> Episode:
         rng = self._rng(index)
-        plan = self._plan(rng)
+        plan = self._plan(index, rng)
         images: list[Tensor] = []
         masks: list[Tensor] = []
         for class_id, supports in zip(plan.class_ids, plan.supports, strict=True):
@@ -141,7 +141,7 @@ class EpisodeDataset(Dataset[Episode]):
         # A string seed is hashed in full, so neighbouring seeds and indices give unrelated streams.
         return random.Random(f"{self.seed}/{index}")
 
-    def _plan(self, rng: random.Random) -> EpisodePlan:
+    def _plan(self, index: int, rng: random.Random) -> EpisodePlan:
         class_ids = rng.sample(range(len(self.source.class_names)), self.ways)
         query_way = rng.randint(1, self.ways)
         # One image more than the shots in every class, though only one is the query.
@@ -158,8 +158,38 @@ class EpisodeDataset(Dataset[Episode]):
     ) -> tuple[Tensor, Tensor]:
         """An image and its episode label map."""
         image, labels = transform(*self.source.read(class_id, index), rng)
-        mask = torch.zeros(labels.shape, dtype=torch.uint8)
-        for way, way_class in enumerate(class_ids, start=1):
-            mask[labels == way_class + 1] = way
-        mask[labels == SOURCE_IGNORE] = IGNORE_INDEX
-        return image, mask
+        return image, episode_labels(labels, class_ids)
+
+
+class EveryImageOnce(EpisodeDataset):
+    """1-way episodes in which every image of the source is the query once, class by class: how FSS-1000 is scored.
+
+    Args:
+        source: where images come from.
+        shots: K, support images, drawn from the other images of the class.
+        seed: chooses the supports.
+        transform: see `EpisodeDataset`.
+
+    Raises:
+        ValueError: see `EpisodeDataset`.
+    """
+
+    def __init__(
+        self, source: ImageSource, shots: int = 1, seed: int = 0, transform: PairTransform | None = None
+    ) -> None:
+        self.queries = [(c, i) for c in range(len(source.class_names)) for i in range(source.num_images(c))]
+        super().__init__(source, len(self.queries), 1, shots, seed, transform)
+
+    def _plan(self, index: int, rng: random.Random) -> EpisodePlan:
+        class_id, query = self.queries[index]
+        others = [i for i in range(self.source.num_images(class_id)) if i != query]
+        return EpisodePlan((class_id,), (tuple(rng.sample(others, self.shots)),), query, query_way=1)
+
+
+def episode_labels(labels: Tensor, class_ids: Sequence[int]) -> Tensor:
+    """A source's labels as an episode's: uint8, 0 background, n for class ``class_ids[n - 1]``, 255 ignore."""
+    mask = torch.zeros(labels.shape, dtype=torch.uint8)
+    for way, way_class in enumerate(class_ids, start=1):
+        mask[labels == way_class + 1] = way
+    mask[labels == SOURCE_IGNORE] = IGNORE_INDEX
+    return mask

@@ -1,15 +1,17 @@
-"""Scoring a model on the episodes of a data set."""
+"""The short way: scores and pictures of a model on an `EpisodeDataset`, at the resolution of its episodes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import default_collate
 
-from fewseg_ext.data.episodes import EpisodeDataset
-from fewseg_ext.evaluation.metrics import SegmentationScore
+from fewseg_ext.data.episodes import IGNORE_INDEX, EpisodeDataset
+from fewseg_ext.data.transforms import PairTransform
+from fewseg_ext.evaluation.evaluator import DEFAULT_CACHE_BYTES, Evaluator, label_map
+from fewseg_ext.evaluation.pictures import GridRow
+from fewseg_ext.evaluation.protocol import EvaluationProtocol
 
 
 @dataclass(frozen=True)
@@ -23,60 +25,87 @@ class EvaluationResult:
     protocol: str
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     dataset: EpisodeDataset,
     *,
-    batch_size: int = 8,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
-    """Scores ``model`` on every episode of ``dataset``.
-
-    The resolution is that of the episodes' masks: logits are upsampled to it.
+    """Scores ``model`` on every episode of ``dataset`` with an `Evaluator`, at the size of the episodes' masks.
 
     Args:
-        model: called as ``model(support_images, support_masks, query_images)``, returns an object with ``logits``
-            [B,N+1,H,W]. It is set to eval mode for the time of the call.
-        dataset: the episodes.
-        batch_size: episodes per call.
+        model: see `Evaluator`.
+        dataset: the episodes; its transform may resize and nothing else.
         device: where the model is.
-        num_workers: of the data loader.
-        progress: called as ``progress(episodes_done, episodes_in_total)`` after every batch.
+        num_workers: processes that read images.
+        cache_bytes: see `Evaluator`.
+        progress: called as ``progress(episodes_done, episodes_in_total)`` after every episode.
+
+    Raises:
+        ValueError: an augmenting transform.
     """
-    score = SegmentationScore(len(dataset.source.class_names))
-    was_training = model.training
-    model.eval()
-    size: tuple[int, ...] = ()
-    try:
-        for batch in DataLoader(dataset, batch_size=batch_size, num_workers=num_workers):
-            size = tuple(batch["query_masks"].shape[-2:])
-            score.update(predict(model, batch, device).cpu(), batch["query_masks"], batch["class_ids"])
-            if progress is not None:
-                progress(score.episodes, len(dataset))
-    finally:
-        model.train(was_training)
-    return EvaluationResult(
-        miou=100 * score.miou,
-        fb_iou=100 * score.fb_iou,
-        class_iou=dict(zip(dataset.source.class_names, (100 * score.class_iou).tolist(), strict=True)),
-        episodes=score.episodes,
-        protocol=(
-            f"{score.episodes} episodes (seed {dataset.seed}), {dataset.ways}-way {dataset.shots}-shot, "
-            f"{size[0]} x {size[1]} pixels, IoU summed per class over all episodes and divided once, "
-            f"mIoU over {int(score.class_iou.isfinite().sum())} classes, pixels labelled {score.ignore_index} removed"
-        ),
+    if type(dataset.transform) is not PairTransform or dataset.transform.flip:
+        raise ValueError("evaluate: the episodes are augmented; scores need a PairTransform that only resizes")
+    size = dataset.transform.size
+    protocol = EvaluationProtocol(
+        episodes=len(dataset),
+        seeds=(dataset.seed,),
+        ways=dataset.ways,
+        shots=dataset.shots,
+        input_size=size,
+        square_size=size,
     )
+    evaluator = Evaluator(
+        model, dataset.source, protocol, device=device, num_workers=num_workers, cache_bytes=cache_bytes
+    )
+    scores = evaluator.run(dataset.seed, progress)["original" if size is None else "square"]
+    return EvaluationResult(scores.miou, scores.fb_iou, scores.class_iou, len(dataset), str(protocol))
 
 
 @torch.inference_mode()
 def predict(model: nn.Module, batch: dict[str, Tensor], device: torch.device | str = "cpu") -> Tensor:
     """The predicted episode label maps int64 [B,h,w] of a batch of episodes, as large as its query masks."""
     output = model(*(batch[key].to(device) for key in ("support_images", "support_masks", "query_images")))
-    size = batch["query_masks"].shape[-2:]
-    logits: Tensor = output.logits
-    if logits.shape[-2:] != size:
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-    return logits.argmax(1)
+    height, width = batch["query_masks"].shape[-2:]
+    return label_map([output.logits], (height, width))
+
+
+def example_rows(
+    dataset: EpisodeDataset, models: Mapping[str, nn.Module], count: int, device: torch.device | str = "cpu"
+) -> list[GridRow]:
+    """The first episodes of different classes, not chosen by how well they went, for `draw_grid`.
+
+    Args:
+        dataset: the episodes, resized where the images differ in size.
+        models: by column title, in eval mode.
+        count: of rows, fewer where there are fewer classes.
+        device: where the models are.
+    """
+    rows: list[GridRow] = []
+    seen: set[int] = set()
+    for index in range(len(dataset)):
+        plan = dataset.plan(index)
+        way = plan.query_way
+        class_id = plan.class_ids[way - 1]
+        if class_id in seen:
+            continue
+        seen.add(class_id)
+        episode = dataset[index]
+        batch = default_collate([episode])
+        rows.append(
+            GridRow(
+                title=dataset.source.class_names[class_id].replace("_", " "),
+                support_image=episode["support_images"][way - 1, 0],
+                support_mask=episode["support_masks"][way - 1, 0] == way,
+                query_image=episode["query_images"],
+                query_mask=episode["query_masks"] == way,
+                query_ignored=episode["query_masks"] == IGNORE_INDEX,
+                predictions={name: predict(model, batch, device)[0].cpu() == way for name, model in models.items()},
+            )
+        )
+        if len(rows) == count:
+            break
+    return rows

@@ -1,5 +1,7 @@
-"""Pictures of what a model does: a grid of segmentations and loss curves. Needs matplotlib."""
+"""Pictures of what a model does: a grid of segmentations, loss curves, scores by class. Needs matplotlib."""
 
+import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fewseg_ext.data.transforms import denormalize
+from fewseg_ext.training.checkpoint import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +30,7 @@ class GridRow:
     support_mask: Tensor  # bool [h,w]
     query_image: Tensor
     query_mask: Tensor
+    query_ignored: Tensor  # bool [h,w], pixels that the IoU leaves out
     predictions: dict[str, Tensor]  # column title -> bool [h,w]
 
 
@@ -44,7 +48,7 @@ def draw_grid(rows: Sequence[GridRow]) -> "Figure":
         for name, ax in zip(names, line[3:], strict=True):
             prediction = row.predictions[name]
             _show(ax, row.query_image, prediction, PREDICTION)
-            union = int((prediction | row.query_mask).sum())
+            union = int(((prediction | row.query_mask) & ~row.query_ignored).sum())
             iou = int((prediction & row.query_mask).sum()) / max(union, 1)
             ax.set_xlabel(f"IoU {100 * iou:.0f}", fontsize=9, color=INK, labelpad=3)
         line[0].set_ylabel(row.title, fontsize=9, color=INK)
@@ -78,6 +82,39 @@ def draw_losses(
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def draw_class_scores(means: Mapping[str, float], spreads: Mapping[str, float], title: str, protocol: str) -> "Figure":
+    """IoU per class as bars with the standard deviation over seeds; a line marks the mean over classes.
+
+    Args:
+        means: per cent by class name.
+        spreads: standard deviations by class name.
+        title: above the bars.
+        protocol: how they were measured, in small print.
+    """
+    figure_class = _figure_class()
+    figure = figure_class(figsize=(6.4, 0.26 * len(means) + 1.7), layout="constrained")
+    ax = figure.subplots()
+    rows = range(len(means))
+    ax.barh(rows, list(means.values()), xerr=[spreads[name] for name in means], color="#7fa6d6", ecolor=INK, capsize=2)
+    ax.set_yticks(rows, [name.replace("_", " ") for name in means], fontsize=9, color=INK)
+    ax.invert_yaxis()
+    ax.set_ylim(len(means) - 0.4, -0.6)
+    mean = sum(means.values()) / len(means)
+    ax.axvline(mean, color="#1f5fa8", linewidth=1.2, linestyle="--")
+    ax.set_xlabel(f"IoU, per cent (mean over classes {mean:.1f})", color=INK)
+    ax.set_xlim(0, 100)
+    ax.set_title(title, fontsize=10, color=INK)
+    figure.supxlabel(textwrap.fill(protocol, 130), fontsize=6, color=INK)
+    ax.grid(alpha=0.25, axis="x")
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def save_figure(path: str | os.PathLike[str], figure: "Figure") -> None:
+    """Writes a PNG file, whole or not at all."""
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=110, facecolor="white"))
 
 
 def _smooth(values: Sequence[float], smoothing: float) -> list[float]:

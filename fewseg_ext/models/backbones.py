@@ -212,9 +212,7 @@ def _dilate_vgg16(features: nn.Sequential) -> nn.Sequential:
 class TimmBackbone(nn.Module):
     """One feature map of a timm model."""
 
-    def __init__(
-        self, model: nn.Module, index: int, channels_last: bool, channels: Sequence[int], stride: int
-    ) -> None:
+    def __init__(self, model: nn.Module, index: int, channels_last: bool, channels: Sequence[int], stride: int) -> None:
         super().__init__()
         self.model = model
         self.index = index

@@ -84,6 +84,11 @@ class PrototypeModel(nn.Module):
         self.scale = scale
         self.resize = resize
 
+    def encode(self, images: Tensor) -> Tensor:
+        """Features [B,C,H,W] of images [B,3,h,w]: all that support and query need of them, worth keeping."""
+        features: Tensor = self.backbone(images)
+        return features
+
     def encode_support(self, images: Tensor, masks: Tensor) -> SupportState:
         """Encode a support set.
 
@@ -97,7 +102,7 @@ class PrototypeModel(nn.Module):
         """
         if images.dim() != 6:
             raise ValueError(f"support_images: expected [B,N,S,3,h,w], got {list(images.shape)}")
-        features = self.backbone(images.flatten(0, 2))
+        features = self.encode(images.flatten(0, 2))
         return self.pool_support(features.unflatten(0, images.shape[:3]), masks)
 
     def pool_support(self, features: Tensor, masks: Tensor) -> SupportState:
@@ -116,7 +121,7 @@ class PrototypeModel(nn.Module):
         """Encode queries [B,3,h,w], one per task."""
         if images.dim() != 4:
             raise ValueError(f"query_images: expected [B,3,h,w], got {list(images.shape)}")
-        return QueryState(self.backbone(images), (images.shape[-2], images.shape[-1]))
+        return QueryState(self.encode(images), (images.shape[-2], images.shape[-1]))
 
     def predict(
         self,

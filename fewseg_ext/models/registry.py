@@ -6,7 +6,11 @@ from typing import Any
 from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline, PrototypeModel
 from fewseg_ext.models.vpi import VPI
 
-MODELS: dict[str, type[PrototypeModel] | type[VPI]] = {"BiOpt": BiOpt, "PrototypeBaseline": PrototypeBaseline, "VPI": VPI}
+MODELS: dict[str, type[PrototypeModel] | type[VPI]] = {
+    "BiOpt": BiOpt,
+    "PrototypeBaseline": PrototypeBaseline,
+    "VPI": VPI,
+}
 
 
 def build_model(config: Mapping[str, Any], **overrides: Any) -> PrototypeModel | VPI:

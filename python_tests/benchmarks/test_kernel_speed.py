@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases import SCALING, Case
 from kernel_speed import draw, measure, table_of, verdict_table
+from targets import met, verdicts
 
 import fewseg_ext
 from baselines import EAGER, NAIVE
-from cases import SCALING, Case
 from support import relative_error
-from targets import met, verdicts
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kernel_speed.py"
 SMALL = {"channels": 24, "grid": 7, "image": 30}

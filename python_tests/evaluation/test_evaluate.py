@@ -7,7 +7,8 @@ from torch import nn
 
 from fewseg_ext.data.episodes import EpisodeDataset
 from fewseg_ext.data.transforms import PairTransform, denormalize
-from fewseg_ext.evaluation.evaluate import evaluate
+from fewseg_ext.evaluation.evaluate import evaluate, example_rows
+from fewseg_ext.evaluation.pictures import draw_grid
 
 
 class Stripes:
@@ -17,6 +18,9 @@ class Stripes:
 
     def num_images(self, class_id):
         return 4
+
+    def image_id(self, class_id, index):
+        return f"{class_id}/{index}"
 
     def read(self, class_id, index):
         labels = torch.zeros(16, 16, dtype=torch.int16)
@@ -55,14 +59,12 @@ def test_coarse_logits_are_upsampled_to_the_masks():
     assert evaluate(Bright(shrink=4), data()).miou == 100
     # A resized data set is scored at its own resolution.
     result = evaluate(Bright(), data(transform=PairTransform(size=8)))
-    assert "8 x 8 pixels" in result.protocol
+    assert "squashed to 8 x 8" in result.protocol
 
 
-def test_the_batch_size_changes_nothing():
-    model = Bright(shrink=8)
-    results = [evaluate(model, data(), batch_size=size) for size in (1, 7, 20)]
-    assert results[0].miou < 100
-    assert results[0] == results[1] == results[2]
+def test_augmented_episodes_are_not_scored():
+    with pytest.raises(ValueError, match="augmented"):
+        evaluate(Bright(), data(transform=PairTransform(flip=True)))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -75,12 +77,28 @@ def test_the_model_is_in_eval_mode_only_meanwhile(training):
 
 def test_the_protocol_is_told():
     result = evaluate(Bright(), data(shots=2, seed=7))
-    for part in ("20 episodes (seed 7)", "1-way 2-shot", "16 x 16", "over 3 classes", "labelled 255 removed"):
+    for part in ("20 episodes for each seed of 7", "1-way 2-shot", "own size", "labelled 255 removed"):
         assert part in result.protocol
     assert result.episodes == 20
 
 
 def test_progress_ends_at_the_total():
     seen = []
-    evaluate(Bright(), data(), batch_size=8, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(8, 20), (16, 20), (20, 20)]
+    evaluate(Bright(), data(), progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(i, 20) for i in range(1, 21)]
+
+
+def test_examples_are_of_different_classes_and_show_the_query_s_way():
+    rows = example_rows(data(ways=2), {"bright": Bright().eval()}, count=5)
+    assert sorted(row.title for row in rows) == ["a", "b", "c"]
+    for row in rows:
+        assert row.support_mask.any() and row.query_mask.any()
+        assert torch.equal(row.query_mask, denormalize(row.query_image)[0] > 0.5)
+
+
+def test_the_iou_under_an_example_leaves_ignored_pixels_out():
+    (row,) = example_rows(data(), {"bright": Bright().eval()}, count=1)
+    row.query_mask[:2] = False
+    row.predictions["bright"][:2] = True
+    row.query_ignored[:2] = True
+    assert draw_grid([row]).axes[3].get_xlabel() == "IoU 100"

@@ -1,0 +1,134 @@
+"""`fewseg evaluate`: what it writes, and what it refuses."""
+
+import csv
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from fewseg_ext.data.episodes import EpisodeDataset
+from fewseg_ext.data.fss1000 import FSS1000
+from fewseg_ext.data.sources import SOURCES, SourceKind, open_source
+from fewseg_ext.data.synthetic import SyntheticConfig, generate_synthetic
+from fewseg_ext.data.transforms import PairTransform
+from fewseg_ext.evaluation.command import ModelChoice, parse_folds, run_evaluation
+from fewseg_ext.evaluation.evaluate import evaluate
+from fewseg_ext.evaluation.protocol import EvaluationProtocol
+from fewseg_ext.models.biopt import PrototypeBaseline
+from fewseg_ext.training.checkpoint import Checkpoint, save_checkpoint
+
+PROTOCOL = EvaluationProtocol(episodes=6, seeds=(0, 1), input_size=32, square_size=32)
+CONV4 = ModelChoice(backbone="conv4", method="baseline")
+FILES = {"evaluation.json", "evaluation.csv", "evaluation.md", "class_iou.png", "examples.png"}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    config = SyntheticConfig(train_classes=2, unseen_classes=3, images_per_class=4, size=40)
+    return generate_synthetic(tmp_path_factory.mktemp("photos") / "data", config) / "unseen"
+
+
+@pytest.fixture
+def two_folds(monkeypatch):
+    monkeypatch.setitem(SOURCES, "folded", SourceKind(lambda root, fold: FSS1000(root), folds=2))
+
+
+def test_writes_everything_and_workers_change_nothing(photos, tmp_path):
+    contents = []
+    for workers, cache_bytes in ((0, 2**30), (2, 0)):
+        out = tmp_path / str(workers)
+        run_evaluation(out, CONV4, "fss1000", photos, [None], PROTOCOL, num_workers=workers, cache_bytes=cache_bytes)
+        assert {path.name for path in out.iterdir()} == FILES
+        for name in ("class_iou.png", "examples.png"):
+            assert min(Image.open(out / name).size) > 150
+        contents.append(json.loads((out / "evaluation.json").read_text()))
+        assert contents[-1]["environment"].pop("workers") == workers
+        assert contents[-1].pop("environment")["images_per_second"] > 0
+    assert contents[0] == contents[1]
+    assert (tmp_path / "0" / "evaluation.csv").read_text() == (tmp_path / "2" / "evaluation.csv").read_text()
+    assert str(photos) not in json.dumps(contents)
+
+
+def test_a_checkpoint_scores_like_its_model(photos, tmp_path):
+    torch.manual_seed(3)
+    model = PrototypeBaseline("conv4")
+    save_checkpoint(tmp_path / "model.ckpt", Checkpoint(model.config, model.state_dict(), iteration=5))
+    report = run_evaluation(
+        tmp_path / "out", ModelChoice(str(tmp_path / "model.ckpt")), "fss1000", photos, [None], PROTOCOL
+    )
+    dataset = EpisodeDataset(FSS1000(photos), PROTOCOL.episodes, seed=1, transform=PairTransform(32))
+    assert report.folds[0].seeds[1]["square"].miou == evaluate(model, dataset).miou
+    assert report.model["iterations"] == 5
+    assert report.model["checkpoint"].startswith("model.ckpt (sha256 ")
+
+
+def test_every_fold_takes_its_own_checkpoint(photos, tmp_path, two_folds):
+    for fold in range(2):
+        torch.manual_seed(fold)
+        model = PrototypeBaseline("conv4")
+        save_checkpoint(tmp_path / f"fold{fold}.ckpt", Checkpoint(model.config, model.state_dict()))
+    choice = ModelChoice(str(tmp_path / "fold{fold}.ckpt"))
+    report = run_evaluation(tmp_path / "out", choice, "folded", photos, [0, 1], PROTOCOL)
+    first, second = (fold.spread("original", "miou").mean for fold in report.folds)
+    assert first != second
+    alone = run_evaluation(tmp_path / "out", choice, "folded", photos, [1], PROTOCOL)
+    assert alone.folds[0].spread("original", "miou").mean == second
+    assert alone.mean("original", "miou") is None
+    with pytest.raises(ValueError, match="trained for one fold"):
+        run_evaluation(tmp_path / "new", ModelChoice(str(tmp_path / "fold0.ckpt")), "folded", photos, [0, 1], PROTOCOL)
+    assert not (tmp_path / "new").exists()
+
+
+def test_every_image_once(photos, tmp_path):
+    protocol = EvaluationProtocol(episodes=None, seeds=(0,), input_size=32, square_size=None)
+    run_evaluation(tmp_path, CONV4, "fss1000", photos, [None], protocol, shared_photos=["a/1.jpg"])
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    assert content["environment"]["images_encoded"] == 3 * 4
+    assert content["shared_photos"] == ["a/1.jpg"]
+    assert set(content["scores"]) == {"original"}
+    rows = list(csv.DictReader((tmp_path / "evaluation.csv").read_text().splitlines()))
+    assert all("every image the query once" in row["protocol"] for row in rows)
+
+
+def test_too_few_images_are_an_error_before_anything_is_written(photos, tmp_path):
+    protocol = EvaluationProtocol(shots=4)
+    with pytest.raises(ValueError, match="4-shot episodes need 5 images"):
+        run_evaluation(tmp_path / "out", CONV4, "fss1000", photos, [None], protocol)
+    with pytest.raises(FileNotFoundError, match="checkpoint not found"):
+        run_evaluation(tmp_path / "out", ModelChoice("none.ckpt"), "fss1000", photos, [None], PROTOCOL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_folds_are_read(two_folds):
+    assert parse_folds("all", "fss1000") == [None]
+    assert parse_folds("all", "folded") == [0, 1]
+    assert parse_folds("1, 0", "folded") == [1, 0]
+    for text in ("2", "0,0", "-1", "x", ""):
+        with pytest.raises(ValueError, match="fold: expected"):
+            parse_folds(text, "folded")
+    with pytest.raises(ValueError, match="no folds"):
+        parse_folds("0", "fss1000")
+    with pytest.raises(ValueError, match="'imagenet' is unknown, expected one of fss1000"):
+        parse_folds("all", "imagenet")
+
+
+def test_a_source_is_opened_by_name(photos, two_folds):
+    assert open_source("fss1000", photos).class_names == FSS1000(photos).class_names
+    for dataset, fold in (("folded", 2), ("folded", None), ("fss1000", 0)):
+        with pytest.raises(ValueError, match="fold"):
+            open_source(dataset, photos, fold)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"checkpoint": "a.ckpt", "backbone": "conv4"},
+        {"checkpoint": "a.ckpt", "weights": "w.pth"},
+        {"backbone": "conv4", "method": "best"},
+    ],
+)
+def test_a_model_is_a_checkpoint_or_a_backbone(options):
+    with pytest.raises(ValueError, match=r"either a checkpoint or a backbone|weights go with|method"):
+        ModelChoice(**options)
