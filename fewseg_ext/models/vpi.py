@@ -146,8 +146,8 @@ class VPI(nn.Module):
     [0, s_1, ..., s_N].
 
     Args:
-        backbone: a name for :func:`~fewseg_ext.models.build_backbone`, or a module with ``pyramid(images)`` (three maps,
-            the finest first, the features last) and ``pyramid_channels``.
+        backbone: a name for :func:`~fewseg_ext.models.build_backbone`, or a module with ``pyramid(images)`` (three
+            maps, the finest first, the features last) and ``pyramid_channels``.
         weights: for a backbone given by name: None, a torchvision weights name, or a path.
         latent_dim: D.
         width: channels of the decoder's first two blocks; the third has half of them.
@@ -365,7 +365,7 @@ class VPI(nn.Module):
     def _gaussian(self, head: GaussianHead, features: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
         """[M,C,H,W] and bool [M,h,w] -> mean and variance [M,D]."""
         with torch.autocast(features.device.type, enabled=False):
-            return head(pool(features, foreground[:, None], self.resize)[:, 0])  # type: ignore[no-any-return]
+            return head(pool(features, foreground[:, None], self.resize)[:, 0])
 
     def _posterior(self, features: Tensor, masks: Tensor, ways: int) -> tuple[Tensor, Tensor]:
         """Mean and variance [B,N,D] from the query and its truth."""
@@ -378,8 +378,9 @@ class VPI(nn.Module):
     def _aggregate(self, state: GaussianState) -> tuple[Tensor, Tensor]:
         """The shots' Gaussians to one per way: [B,N,D] each."""
         tasks_ways = state.mean.shape[:2]
-        flat = (x.flatten(0, 1) for x in (state.mean, state.variance))
-        mean, variance = ops.gaussian_aggregate(*flat, self.mean_weighting, self.variance_weighting)
+        mean, variance = ops.gaussian_aggregate(
+            state.mean.flatten(0, 1), state.variance.flatten(0, 1), self.mean_weighting, self.variance_weighting
+        )
         return mean.unflatten(0, tasks_ways), variance.unflatten(0, tasks_ways)
 
     def _sample(self, gaussian: tuple[Tensor, Tensor], samples: int, generator: torch.Generator | None) -> Tensor:
@@ -394,7 +395,7 @@ class VPI(nn.Module):
         """[B,N,L,D] -> logits [B,L,N+1,H',W']."""
         ways = [self.decoder(pyramid, z[:, way].contiguous()) for way in range(z.shape[1])]
         if len(ways) == 1:
-            return ways[0]  # type: ignore[no-any-return]
+            return ways[0]
         scores = [way[:, :, 1] - way[:, :, 0] for way in ways]
         return torch.stack([torch.zeros_like(scores[0]), *scores], dim=2)
 
