@@ -54,14 +54,18 @@ __device__ void load_rows(const Features<S>& f, const S* from, int pixels, int c
   const int pieces = pixels / kPerPiece, rows = kWarp / pieces;
   const int row = lane / pieces, x = lane % pieces * kPerPiece;
   if (row >= rows) return;
+  const int step = kWarps * rows;
+  int left = int(f.channels) - (warp * rows + row);
   S* to = chunk + x / Unit<S>::kPixels * (f.channels + 1) * Unit<S>::kPixels + x % Unit<S>::kPixels;
-#pragma unroll 4
-  for (int64_t c = warp * rows + row; c < f.channels; c += kWarps * rows) {
-    Piece* piece = reinterpret_cast<Piece*>(to + c * Unit<S>::kPixels);
-    if (x < count)
-      copy_async(piece, reinterpret_cast<const Piece*>(from + c * f.channel_stride + x));
-    else
-      *piece = Piece{};
+  to += (warp * rows + row) * Unit<S>::kPixels;
+  from += (warp * rows + row) * f.channel_stride + x;
+  // Two loops of few instructions: each moves no more than a warp's width of one channel.
+  if (x < count) {
+#pragma unroll 8
+    for (; left > 0; left -= step, to += step * Unit<S>::kPixels, from += step * f.channel_stride)
+      copy_async(reinterpret_cast<Piece*>(to), reinterpret_cast<const Piece*>(from));
+  } else {
+    for (; left > 0; left -= step, to += step * Unit<S>::kPixels) *reinterpret_cast<Piece*>(to) = Piece{};
   }
 }
 
