@@ -59,13 +59,25 @@ __device__ void load_rows(const Features<S>& f, const S* from, int pixels, int c
   S* to = chunk + x / Unit<S>::kPixels * (f.channels + 1) * Unit<S>::kPixels + x % Unit<S>::kPixels;
   to += (warp * rows + row) * Unit<S>::kPixels;
   from += (warp * rows + row) * f.channel_stride + x;
-  // Two loops of few instructions: each moves no more than a warp's width of one channel.
-  if (x < count) {
+  if (x >= count) {
+    for (; left > 0; left -= step, to += step * Unit<S>::kPixels) *reinterpret_cast<Piece*>(to) = Piece{};
+  } else if constexpr (sizeof(Piece) >= 4) {
 #pragma unroll 8
     for (; left > 0; left -= step, to += step * Unit<S>::kPixels, from += step * f.channel_stride)
       copy_async(reinterpret_cast<Piece*>(to), reinterpret_cast<const Piece*>(from));
   } else {
-    for (; left > 0; left -= step, to += step * Unit<S>::kPixels) *reinterpret_cast<Piece*>(to) = Piece{};
+    // No asynchronous copy is this small. Loads that are in flight together take its place.
+    constexpr int kBatch = 32;
+    for (; left > (kBatch - 1) * step; left -= kBatch * step) {
+      Piece batch[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i, from += step * f.channel_stride)
+        batch[i] = *reinterpret_cast<const Piece*>(from);
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i, to += step * Unit<S>::kPixels) *reinterpret_cast<Piece*>(to) = batch[i];
+    }
+    for (; left > 0; left -= step, to += step * Unit<S>::kPixels, from += step * f.channel_stride)
+      *reinterpret_cast<Piece*>(to) = *reinterpret_cast<const Piece*>(from);
   }
 }
 

@@ -50,13 +50,11 @@ __device__ inline void grid_sync() {
 }
 
 // Copies a value of 4, 8 or 16 bytes from global to shared memory, on sm_80 and later without a register between and
-// without waiting; smaller ones the plain way. Nothing may be read before copies_done() and then a barrier.
+// without waiting. Nothing may be read before copies_done() and then a barrier.
 template <class T>
 __device__ inline void copy_async(T* to, const T* from) {
-  if constexpr (sizeof(T) >= 4)
-    __pipeline_memcpy_async(to, from, sizeof(T));
-  else
-    *to = *from;
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+  __pipeline_memcpy_async(to, from, sizeof(T));
 }
 
 // Waits for the calling thread's own copies.

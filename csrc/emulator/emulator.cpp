@@ -69,7 +69,7 @@ class Scheduler {
   void grid_barrier(Site site);
   uint64_t warp_operation(Operation operation, unsigned mask, uint64_t value, unsigned source, Site site);
   void* take_shared(int index, int64_t used, int64_t bytes);
-  void copy_later(const Copy& copy) { current_->copies.push_back(copy); }
+  void copy_later(const Copy& copy);
   void make_copies();
   [[noreturn]] void fail(const std::string& what);
   void live_on_fiber();
@@ -159,6 +159,15 @@ void Scheduler::live_on_fiber() {
       fiber_->leave(host_);
     }
   }
+}
+
+void Scheduler::copy_later(const Copy& copy) {
+  const auto aligned = [&](const void* address) {
+    return reinterpret_cast<std::uintptr_t>(address) % std::uintptr_t(copy.bytes) == 0;
+  };
+  if (!aligned(copy.to) || !aligned(copy.from))
+    fail("copies " + std::to_string(copy.bytes) + " bytes to or from an address that is no multiple of them");
+  current_->copies.push_back(copy);
 }
 
 void Scheduler::make_copies() {
