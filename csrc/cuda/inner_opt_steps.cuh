@@ -20,7 +20,7 @@ struct DescentState {
 
 // inverse_norm = 1/|q|. Grid: chunks, tasks.
 template <bool kStaged, class S, class A>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 8 ? 1 : 2)
     chunk_norms_kernel(Features<S> f, DescentState<A> state, Cut cut, int classes, bool backward) {
   SharedMemory shared;
   const Block<kStaged, 1, S, A> block(shared, f, blockIdx.y, blockIdx.x, cut, classes, backward);
@@ -48,8 +48,9 @@ __global__ void prepare_kernel(DescentState<A> state, int classes, int64_t C, co
 
 // Stage 1 forward; cosine [K-1][N], cosine_stride apart, may be null. Grid: chunks, tasks.
 template <bool kStaged, int kHeld, class S, class A>
-__global__ void __launch_bounds__(kThreads, 2) descend_kernel(Features<S> f, DescentState<A> state, Descent<A> descent,
-                                                              Cut cut, A* cosine, int64_t cosine_stride) {
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 8 ? 1 : 2)
+    descend_kernel(Features<S> f, DescentState<A> state, Descent<A> descent, Cut cut, A* cosine,
+                   int64_t cosine_stride) {
   SharedMemory shared;
   const int64_t task = blockIdx.y, C = f.channels;
   const Block<kStaged, kHeld, S, A> block(shared, f, task, blockIdx.x, cut, descent.classes, false);
@@ -78,7 +79,7 @@ __global__ void take_step_kernel(DescentState<A> state, Descent<A> descent, int6
 // Stage 1 back. cosine [K-1][N] is cosine_stride apart, the coefficients and the basis are those of one step out of
 // `steps`. Grid: chunks, tasks.
 template <bool kStaged, int kHeld, class S, class A>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 8 ? 1 : 2)
     ascend_kernel(Features<S> f, DescentState<A> state, Descent<A> descent, Cut cut, const A* cosine,
                   int64_t cosine_stride, int64_t steps, Collected<A> collected) {
   SharedMemory shared;
