@@ -28,7 +28,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def speed() -> list[str]:
-    result = load("kernel_speed_cpu.json")
+    result = load("kernel_speed_cpu_quick.json")
     rows = {row["name"]: row for row in result["cases"]}
     facts = result["environment"]
     lines = [
