@@ -157,7 +157,8 @@ class VPI(nn.Module):
         kl_weight: factor of the KL, which is summed over the latent channels and averaged over tasks and ways.
         kl_warmup: training steps in which the factor rises from 0 to ``kl_weight``.
         average: predictions average "probabilities" or "logits".
-        mean_weighting, variance_weighting: how shots are aggregated, "precision" or "uniform" (Table 2).
+        mean_weighting: how the shots' means are aggregated, "precision" or "uniform" (Table 2).
+        variance_weighting: how their variances are, "precision" or "uniform".
         deterministic: the paper's counterpart without a distribution: z is the mean, no KL.
         resize: "features" pools as if the features were upsampled to the mask, "masks" downsamples the mask.
     """

@@ -155,7 +155,7 @@ def test_the_bar_shows_loss_speed_and_time_left():
     console = Console(file=stream, force_terminal=True, width=140)
     Trainer(Scripted([0.625]), episodes(), TrainingConfig(iterations=4, batch_size=1), console=console).run("fitting")
     shown = stream.getvalue()
-    for part in ("fitting", "4/4", "loss 0.62", "it/s", "left"):
+    for part in ("fitting", "4/4", "loss 0.62", "images/s", "left"):
         assert part in shown
 
 
