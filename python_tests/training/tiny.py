@@ -4,7 +4,14 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from PIL import Image
+
+from fewseg_ext.data.episodes import EpisodeDataset
+from fewseg_ext.data.folder import open_folder
+from fewseg_ext.models.vpi import VPI
+from fewseg_ext.training.validation import validate
 
 LAUNCH = (sys.executable, "-c", "from fewseg_ext.cli import main; main()", "train")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -43,3 +50,18 @@ def options(method: str, root: Path, iterations: int, *more: str) -> list[str]:
     }
     given = [text for name, value in settings.items() for text in (f"--{name}", value)]
     return ["--config", recipe, *given, *small, *more]
+
+
+def scores_of_vpi(photos: Path) -> dict[str, float]:
+    """Of an untrained model on an odd number of episodes."""
+    torch.manual_seed(0)
+    model = VPI("conv4", latent_dim=8, width=8)
+    return validate(model, EpisodeDataset(open_folder(photos), 7), torch.device("cpu"))
+
+
+def scores_in_a_process(rank: int, folder: Path) -> None:
+    """`scores_of_vpi` as one of two processes; the result goes to ``folder/scores<rank>.pt``."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.save(scores_of_vpi(folder / "photos"), folder / f"scores{rank}.pt")
+    dist.destroy_process_group()
