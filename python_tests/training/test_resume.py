@@ -57,8 +57,9 @@ def kill_and_go_on(method: str, folder: Path, kill_after: list[int]) -> None:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
 
-    torch.set_num_threads(1)  # as the other processes have
-    run_here(method, root, folder / "whole")
+    whole = start(method, root, folder / "whole")
+    _, errors = whole.communicate(timeout=120)
+    assert whole.returncode == 0, errors
     for name in ("last.ckpt", "best.ckpt"):
         killed, expected = load_checkpoint(out / name), load_checkpoint(folder / "whole" / name)
         assert killed.iteration == expected.iteration > 0
