@@ -158,15 +158,16 @@ class VPI(nn.Module):
         backbone: a name for :func:`~fewseg_ext.models.build_backbone`, or a module with ``pyramid(images)`` (three
             maps, the finest first, the features last) and ``pyramid_channels``.
         weights: for a backbone given by name: None, a torchvision weights name, or a path.
-        latent_dim: D.
+        latent_dim: D, channels of a prototype.
         width: channels of the decoder's first two blocks; the third has half of them.
-        num_samples: L of predictions.
-        train_samples: L of the training.
+        num_samples: L, samples that a prediction averages.
+        train_samples: L of the training, samples whose losses are averaged.
         sample_from: where the training's samples come from, "prior" (as Algorithm 1) or "posterior".
         kl_weight: factor of the KL, which is summed over the latent channels and averaged over tasks and ways.
         kl_warmup: training steps in which the factor rises from 0 to ``kl_weight``.
         average: predictions average "probabilities" or "logits".
-        mean_weighting, variance_weighting: how shots are aggregated, "precision" or "uniform" (Table 2).
+        mean_weighting: how the shots' means are aggregated, "precision" or "uniform" (Table 2).
+        variance_weighting: how their variances are, "precision" or "uniform".
         deterministic: the paper's counterpart without a distribution: z is the mean, no KL.
         resize: "features" pools as if the features were upsampled to the mask, "masks" downsamples the mask.
     """
