@@ -21,8 +21,6 @@ from fewseg_ext.training.checkpoint import load_checkpoint
 
 # The side of the square to which photos are squashed for the model, the BiOpt paper's.
 SIZE = 417
-# Photos whose features are kept, so that other settings for the same photo cost only what depends on them.
-KEPT_PHOTOS = 4
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,10 @@ class Segmenter:
     Photos are squashed to ``size`` x ``size`` for the model, as in training and evaluation, and the results brought
     back to the photo's own size. A segmenter is not for use by several threads at a time.
 
+    Attributes:
+        kept_photos: of so many photos, the last that ``predict`` saw, the features are kept, for another number of
+            steps or another support.
+
     Args:
         model: BiOpt, VPI or PrototypeBaseline.
         device: where it runs.
@@ -47,7 +49,7 @@ class Segmenter:
             works best at the size that it was trained at.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size below 1, or a GPU that is not there.
         TypeError: another kind of model.
 
     Example:
@@ -66,8 +68,11 @@ class Segmenter:
         if size < 1:
             raise ValueError(f"size: expected a positive number of pixels, got {size}")
         self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device: {device} asked for, but torch sees no GPU")
         self.model = model.eval().requires_grad_(False).to(self.device)
         self.size = size
+        self.kept_photos = 4
         self._fitted: Fitted | None = None
         self._kept: OrderedDict[Any, tuple[Tensor, QueryState | PyramidState]] = OrderedDict()
 
@@ -167,8 +172,8 @@ class Segmenter:
     def predict(self, photo: Photo, steps: int | None = None) -> SegmentationResult:
         """Segment a photo.
 
-        The features of the last few photos are kept: another number of steps for one of them takes only the inner loop
-        and the upsampling.
+        The features of the last few photos are kept (``kept_photos``): another number of steps for one of them takes
+        only the inner loop and the upsampling.
 
         Args:
             photo: as in ``fit``.
@@ -185,7 +190,7 @@ class Segmenter:
             pixels = open_photo(photo)
             with torch.no_grad():
                 self._kept[key] = pixels, self._encode_query(self._normalized(pixels))
-            while len(self._kept) > KEPT_PHOTOS:
+            while len(self._kept) > self.kept_photos:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         pixels, query = self._kept[key]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fewseg_ext import ops
-from fewseg_ext.models.biopt import PrototypeModel
+from fewseg_ext.models.biopt import PrototypeModel, QueryState, SupportState
 from fewseg_ext.models.vpi import VPI
 from fewseg_ext.segmenter import Segmenter, normalize, sample_logits
 
@@ -29,6 +29,7 @@ class Predictor(nn.Module):
         state = self.state_class(**{name: getattr(self, f"support_{name}") for name in self.names})
         query = self.model.encode_query(normalize(image))
         if isinstance(self.model, PrototypeModel):
+            assert isinstance(state, SupportState) and isinstance(query, QueryState)
             # As `predict`, which switches autocast off first: torch.export.load knows no autocast regions.
             stages = self.model._prototype_stages(state.prototypes, query.features, self.steps)
             prototypes = list(stages.values())[-1]
