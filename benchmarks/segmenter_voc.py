@@ -6,7 +6,7 @@ intersection and union summed over its photos; pixels labelled 255 are left out.
 
 Example:
 
-    python benchmarks/segmenter_voc.py --root VOCdevkit/VOC2012 --weights mobilenet_v2.safetensors --shots 1
+    python benchmarks/segmenter_voc.py --root VOCdevkit/VOC2012 --weights mobilenet_v2.safetensors --shots 1 5
 """
 
 import argparse
@@ -63,13 +63,9 @@ def score_class(
     return 100 * intersection / max(union, 1), encoded, kept
 
 
-def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    photos = FiveAnimals(options.root)
-    segmenter = fewseg_ext.Segmenter.from_pretrained_backbone(
-        options.backbone, options.weights, options.device, options.size
-    )
-    # The backbone sees every photo once, whatever the number of seeds.
-    segmenter.kept_photos = sum(map(len, photos.photos))
+def measure(
+    segmenter: fewseg_ext.Segmenter, photos: FiveAnimals, shots: int, options: argparse.Namespace, console: Console
+) -> dict[str, Any]:
     scores: dict[str, list[float]] = {name: [] for name in NAMES}
     encoded: list[float] = []
     kept: list[float] = []
@@ -77,18 +73,18 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         bar = progress.add_task("classes", total=options.seeds * len(NAMES))
         for seed in range(options.seeds):
             for class_id, name in enumerate(NAMES):
-                iou, new, again = score_class(segmenter, photos, class_id, options.shots, seed)
+                iou, new, again = score_class(segmenter, photos, class_id, shots, seed)
                 scores[name].append(iou)
                 encoded += new
                 kept += again
                 progress.advance(bar)
     mious = [statistics.fmean(scores[name][seed] for name in NAMES) for seed in range(options.seeds)]
     return {
-        "shots": options.shots,
+        "shots": shots,
         "miou_per_seed": mious,
         "iou_per_class": scores,
         "photos": {name: len(names) for name, names in zip(NAMES, photos.photos, strict=True)},
-        "seconds_per_photo": statistics.median(encoded),
+        "seconds_per_photo": statistics.median(encoded) if encoded else None,
         "seconds_with_kept_features": statistics.median(kept) if kept else None,
         "backbone": options.backbone,
         "size": options.size,
@@ -98,32 +94,38 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     }
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(results: Sequence[dict[str, Any]]) -> str:
     def of(values: Sequence[float]) -> str:
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         return f"{statistics.fmean(values):.1f} ± {spread:.1f}"
 
-    shots, count = result["shots"], len(result["miou_per_seed"])
-    photos = ", ".join(f"{number} {name}" for name, number in result["photos"].items())
-    command = f"--shots {shots} --seeds {count} --size {result['size']} --backbone {result['backbone']} --weights FILE"
+    first, count = results[0], len(results[0]["miou_per_seed"])
+    photos = ", ".join(f"{number} {name}" for name, number in first["photos"].items())
+    shots = " ".join(str(result["shots"]) for result in results)
+    command = f"--shots {shots} --seeds {count} --size {first['size']} --backbone {first['backbone']} --weights FILE"
     lines = [
-        f"# Segment your own photos: {shots} labelled photo{'s' if shots > 1 else ''} of each animal",
+        "# Segment your own photos: a few labelled photos of each animal, all others segmented",
         "",
         f"`python benchmarks/segmenter_voc.py --root VOCdevkit/VOC2012 {command}`",
         "",
         f"IoU in percent, mean and standard deviation over {count} draws of the labelled photos; no training, "
-        f"{result['backbone']} with ImageNet weights, BiOpt's init module and inner loop.",
+        f"{first['backbone']} with ImageNet weights, BiOpt's init module and inner loop.",
         "",
-        f"| mIoU | {' | '.join(NAMES)} |",
-        f"| ---: | {' | '.join('---:' for _ in NAMES)} |",
-        f"| {of(result['miou_per_seed'])} | {' | '.join(of(result['iou_per_class'][name]) for name in NAMES)} |",
+        f"| labelled photos | mIoU | {' | '.join(NAMES)} |",
+        f"| ---: | ---: | {' | '.join('---:' for _ in NAMES)} |",
+    ]
+    for result in results:
+        per_class = " | ".join(of(result["iou_per_class"][name]) for name in NAMES)
+        lines.append(f"| {result['shots']} | {of(result['miou_per_seed'])} | {per_class} |")
+    kept = [r["seconds_with_kept_features"] for r in results if r["seconds_with_kept_features"] is not None]
+    lines += [
         "",
-        f"Median seconds per photo from file to mask at its own size: {result['seconds_per_photo']:.2f}; for a photo "
-        f"whose features were kept {result['seconds_with_kept_features'] or float('nan'):.3f}. "
-        f"{result['device']}, {result['threads']} threads, torch {result['torch']}.",
+        f"Median seconds per photo from file to mask at its own size: {first['seconds_per_photo']:.2f}"
+        + (f"; for a photo whose features were kept {statistics.fmean(kept):.3f}" if kept else "")
+        + f". {first['device']}, {first['threads']} threads, torch {first['torch']}.",
         "",
-        f"Photos of PASCAL VOC 2012 val with at least 2,048 pixels of the class: {photos}. All but the labelled ones "
-        "are segmented; intersection and union are summed over them; 255 is left out.",
+        f"Photos of PASCAL VOC 2012 val with at least 2,048 pixels of the class: {photos}. Intersection and union are "
+        "summed over all but the labelled ones; 255 is left out.",
         "",
     ]
     return "\n".join(lines)
@@ -134,18 +136,23 @@ def main() -> int:
     parser.add_argument("--root", type=Path, required=True, help="a VOC 2012 folder")
     parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument("--weights", default="IMAGENET1K_V1", help="a file, or a name of torchvision's")
-    parser.add_argument("--shots", type=int, default=1)
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=417)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--results", type=Path, help="folder for the JSON and the table")
     options = parser.parse_args()
-    result = measure(options, Console(stderr=True))
-    Console().print(markdown(result), markup=False, highlight=False)
+    photos = FiveAnimals(options.root)
+    segmenter = fewseg_ext.Segmenter.from_pretrained_backbone(
+        options.backbone, options.weights, options.device, options.size
+    )
+    # The backbone sees every photo once, whatever the number of seeds and shots.
+    segmenter.kept_photos = sum(map(len, photos.photos))
+    results = [measure(segmenter, photos, shots, options, Console(stderr=True)) for shots in options.shots]
+    Console().print(markdown(results), markup=False, highlight=False)
     if options.results is not None:
-        stem = f"segmenter_voc_{options.shots}shot"
-        write_atomically(options.results / f"{stem}.json", json.dumps(result, indent=2) + "\n")
-        write_atomically(options.results / f"{stem}.md", markdown(result))
+        write_atomically(options.results / "segmenter_voc.json", json.dumps(results, indent=2) + "\n")
+        write_atomically(options.results / "segmenter_voc.md", markdown(results))
     return 0
 
 
