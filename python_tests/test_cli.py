@@ -26,7 +26,16 @@ def test_info_prints_what_was_built_and_what_runs() -> None:
 def test_help_of_every_command_has_an_example() -> None:
     overview = fewseg("--help")
     assert overview.returncode == 0
-    for command in ("info", "demo", "prepare", "prepare pascal5i", "prepare coco20i", "prepare fss1000", "evaluate"):
+    for command in (
+        "info",
+        "demo",
+        "prepare",
+        "prepare pascal5i",
+        "prepare coco20i",
+        "prepare fss1000",
+        "evaluate",
+        "segment",
+    ):
         assert command.split()[0] in overview.stdout
         result = fewseg(*command.split(), "--help")
         assert result.returncode == 0
