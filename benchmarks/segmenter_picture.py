@@ -36,7 +36,7 @@ def main() -> None:
     segmenter.fit(folder / "1.jpg", folder / "1.png")
     with Image.open(folder / "1.jpg") as photo, Image.open(folder / "1.png") as mask:
         labelled = draw_overlay(np.array(photo), np.array(mask) // 255, [1])
-    cells = [("labelled by hand", labelled)]
+    cells = [("labelled", labelled)]
     for number in (2, 3):
         result = segmenter.predict(folder / f"{number}.jpg")
         cells += [("segmented", result.overlay()), ("its uncertainty", heat(result.uncertainty))]

@@ -178,5 +178,6 @@ def test_photos_of_a_folder_without_masks_and_twins(tmp_path: Path) -> None:
     support = Support(tmp_path / "2.png", tmp_path / "m.png")
     found = find_photos([tmp_path, tmp_path / "1.jpg"], [support])
     assert [path.name for path in found] == ["1.jpg", "2.png"]
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no photos"):
-        find_photos([tmp_path / "empty"] if (tmp_path / "empty").mkdir() else [tmp_path / "empty"])
+        find_photos([tmp_path / "empty"])
