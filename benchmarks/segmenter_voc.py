@@ -96,10 +96,16 @@ def measure(
 
 def markdown(results: Sequence[dict[str, Any]]) -> str:
     def of(values: Sequence[float]) -> str:
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        return f"{statistics.fmean(values):.1f} ± {spread:.1f}"
+        if len(values) == 1:
+            return f"{values[0]:.1f}"
+        return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}"
 
     first, count = results[0], len(results[0]["miou_per_seed"])
+    drawn = (
+        f"mean and standard deviation over {count} draws of the labelled photos"
+        if count > 1
+        else "one draw of the photos"
+    )
     photos = ", ".join(f"{number} {name}" for name, number in first["photos"].items())
     shots = " ".join(str(result["shots"]) for result in results)
     command = f"--shots {shots} --seeds {count} --size {first['size']} --backbone {first['backbone']} --weights FILE"
@@ -108,7 +114,7 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
         "",
         f"`python benchmarks/segmenter_voc.py --root VOCdevkit/VOC2012 {command}`",
         "",
-        f"IoU in percent, mean and standard deviation over {count} draws of the labelled photos; no training, "
+        f"IoU in percent, {drawn}; no training, "
         f"{first['backbone']} with ImageNet weights, BiOpt's init module and inner loop.",
         "",
         f"| labelled photos | mIoU | {' | '.join(NAMES)} |",
