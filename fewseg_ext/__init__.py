@@ -22,12 +22,14 @@ from fewseg_ext.ops import (
 if TYPE_CHECKING:
     from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline
     from fewseg_ext.models.vpi import VPI
+    from fewseg_ext.segmenter import Segmenter
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "BiOpt": "fewseg_ext.models.biopt",
     "PrototypeBaseline": "fewseg_ext.models.biopt",
+    "Segmenter": "fewseg_ext.segmenter",
     "VPI": "fewseg_ext.models.vpi",
 }
 
@@ -35,6 +37,7 @@ __all__ = [
     "VPI",
     "BiOpt",
     "PrototypeBaseline",
+    "Segmenter",
     "cosine_cross_entropy",
     "cosine_logits",
     "gaussian_aggregate",

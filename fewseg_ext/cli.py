@@ -202,6 +202,71 @@ def evaluate(
     )
 
 
+@app.command(
+    epilog="Example, after `fewseg demo`: fewseg segment --checkpoint runs/demo/biopt.ckpt --size 128 "
+    "--support runs/demo/data/unseen/ringed_star/1.jpg:runs/demo/data/unseen/ringed_star/1.png "
+    "--query runs/demo/data/unseen/ringed_star --out runs/segment"
+)
+def segment(
+    support: Annotated[
+        list[str],
+        typer.Option(
+            metavar="IMG:MASK",
+            help="A labelled photo and its mask, of one object (0 and 1, or 0 and 255) or a label map; again for more. "
+            "NAME=IMG:MASK gives the class a name, which several classes need.",
+        ),
+    ],
+    query: Annotated[list[Path], typer.Option(metavar="PATH", help="A photo or a folder of photos; again for more.")],
+    out: Annotated[Path, typer.Option(help="Folder for everything that is written.")],
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[PATH]...", help="More photos or folders.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="A trained model.")] = None,
+    backbone: Annotated[str | None, typer.Option(help="Instead: a pretrained network of torchvision or timm.")] = None,
+    weights: Annotated[
+        str, typer.Option(help='Its weights: a file, or a name of torchvision\'s ("pretrained" for timm).')
+    ] = "IMAGENET1K_V1",
+    size: Annotated[int, typer.Option(help="Side to which photos are squashed for the model.")] = 417,
+    steps: Annotated[int | None, typer.Option(help="Inner steps instead of the model's own.")] = None,
+    class_name: Annotated[list[str] | None, typer.Option(help="Name of label 1, 2, ... of label maps.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Photos that go through the network together.")] = 4,
+    coco: Annotated[bool, typer.Option("--coco", help="Also write annotations.json, in COCO's format.")] = False,
+    labelme: Annotated[bool, typer.Option("--labelme", help="Also write labelme/*.json, for LabelMe 5.2+.")] = False,
+    device: Annotated[str, typer.Option(help='"cpu" or "cuda".')] = "cpu",
+) -> None:
+    """Segment your own photos after one or a few labelled ones; a run that was stopped goes on where it was."""
+    from fewseg_ext.segment.command import find_photos, parse_support, run_segment
+    from fewseg_ext.segmenter import Segmenter
+
+    try:
+        supports = [parse_support(text) for text in support]
+        if (checkpoint is None) == (backbone is None):
+            raise ValueError("give either --checkpoint or --backbone")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    photos = find_photos([*query, *(more or [])], supports)
+    if checkpoint is not None:
+        segmenter = Segmenter.from_checkpoint(checkpoint, device, size)
+    else:
+        assert backbone is not None
+        segmenter = Segmenter.from_pretrained_backbone(backbone, weights, device, size)
+    summary = run_segment(
+        out,
+        segmenter,
+        supports,
+        photos,
+        class_names=class_name,
+        steps=steps,
+        batch_size=batch_size,
+        coco=coco,
+        labelme=labelme,
+        console=Console(),
+    )
+    for path, problem in summary.failures.items():
+        text = problem if path in problem else f"{path}: {problem}"
+        Console(stderr=True).print(f"fewseg: {text}", style="red", markup=False, highlight=False)
+    if summary.failures:
+        raise typer.Exit(1)
+
+
 def main() -> None:
     """The entry point: exit status 0 for success, 1 for failure, 2 for bad usage."""
     try:

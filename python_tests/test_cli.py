@@ -35,6 +35,7 @@ def test_help_of_every_command_has_an_example() -> None:
         "prepare fss1000",
         "train",
         "evaluate",
+        "segment",
     ):
         assert command.split()[0] in overview.stdout
         result = fewseg(*command.split(), "--help")

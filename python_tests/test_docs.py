@@ -25,7 +25,8 @@ def test_docstring_examples(op: str) -> None:
 
 def test_readme_example() -> None:
     """The thirty lines that show the operators in a user's own model, with random weights instead of ImageNet's."""
-    first, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    first = next(snippet for snippet in snippets if "def segment" in snippet)
     assert 'weights="IMAGENET1K_V2"' in first
     names: dict = {}
     exec(first.replace('weights="IMAGENET1K_V2"', "weights=None"), names)
@@ -34,6 +35,21 @@ def test_readme_example() -> None:
     result = names["segment"](torch.randn(1, 3, 64, 64), mask, torch.randn(1, 3, 80, 64))
     assert result.shape == (1, 80, 64)
     assert result.dtype == torch.bool
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/own_photos.md"])
+def test_examples_of_own_photos(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With random weights instead of ImageNet's, and a small size."""
+    for number in range(1, 6):
+        write_photo(tmp_path / f"{number}.jpg", seed=number)
+        write_mask(tmp_path / f"{number}.png", two_boxes(255, 0, border=0), palette=False)
+    monkeypatch.chdir(tmp_path)
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    names: dict = {}
+    for snippet in snippets[:1] if page == "README.md" else snippets:
+        assert snippet != snippets[0] or '"IMAGENET1K_V1")' in snippet
+        exec(snippet.replace('"IMAGENET1K_V1")', "None, size=64)"), names)
+    assert names["result"].mask.shape == (96, 96)
 
 
 @pytest.mark.filterwarnings("ignore:ROOT/fewshot_data has 1 of the")

@@ -109,13 +109,18 @@ def read_mask(path: Path) -> NDArray[Any]:
         ValueError: it cannot be decoded.
     """
     with _opened(path) as file:
-        if file.mode in ("L", "P"):
-            return np.array(file)
-        if file.mode == "1":
-            return np.array(file).astype(np.uint8)
-        if file.mode.startswith("I"):
-            return np.array(file).astype(np.int32)
-        return np.array(file.convert("RGB")).max(2)
+        return mask_numbers(file)
+
+
+def mask_numbers(image: Image.Image) -> NDArray[Any]:
+    """What :func:`read_mask` gives, of an opened image."""
+    if image.mode in ("L", "P"):
+        return np.array(image)
+    if image.mode == "1":
+        return np.array(image).astype(np.uint8)
+    if image.mode.startswith("I"):
+        return np.array(image).astype(np.int32)
+    return np.array(image.convert("RGB")).max(2)
 
 
 def read_grey(path: Path) -> NDArray[np.uint8]:

@@ -1,0 +1,1 @@
+"""The parts behind :class:`fewseg_ext.Segmenter` and ``fewseg segment``."""
