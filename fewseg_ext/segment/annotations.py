@@ -68,7 +68,7 @@ def labelme_json(photo: Annotated, folder: Path, class_names: Sequence[str], val
         class_names, values: of the classes.
     """
     height, width = photo.mask.shape
-    shapes = []
+    shapes: list[dict[str, Any]] = []
     for name, value in zip(class_names, values, strict=True):
         there = photo.mask == value
         if not there.any():

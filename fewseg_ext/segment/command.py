@@ -202,11 +202,11 @@ def run_segment(
         content = coco_json((_annotated(out, record) for record in ordered), classes, values)
         write_text(out / "annotations.json", json.dumps(content) + "\n")
     if labelme:
-        folder = out / "labelme"
-        folder.mkdir(exist_ok=True)
+        labelme_folder = out / "labelme"
+        labelme_folder.mkdir(exist_ok=True)
         for record in ordered:
-            annotated = labelme_json(_annotated(out, record), folder.resolve(), classes, values)
-            write_text(folder / f"{record.name}.json", json.dumps(annotated, indent=2) + "\n")
+            annotated = labelme_json(_annotated(out, record), labelme_folder.resolve(), classes, values)
+            write_text(labelme_folder / f"{record.name}.json", json.dumps(annotated, indent=2) + "\n")
     summary = Summary(ordered, failures, len(kept))
     if console is not None:
         _print(summary, out, console)
