@@ -74,15 +74,17 @@ class ModelChoice:
         return model.eval(), about
 
 
-def parse_folds(text: str, dataset: str) -> list[int | None]:
-    """Folds from "1", "0,2" or "all"; [None] for a data set without folds.
+def parse_folds(text: str, dataset: str, classes: Sequence[str] | None = None) -> list[int | None]:
+    """Folds from "1", "0,2" or "all"; [None] for a data set without folds, or for classes in place of a fold.
 
     Raises:
         ValueError: an unknown data set, or what is no fold of it.
     """
     count = source_kind(dataset).folds
-    if count == 0 and text == "all":
+    if text == "all" and (count == 0 or classes is not None):
         return [None]
+    if classes is not None:
+        raise ValueError("fold: classes stand in place of a fold, so give one of the two")
     if text == "all":
         return list(range(count))
     parts = [part.strip() for part in text.split(",")]
@@ -101,6 +103,9 @@ def run_evaluation(
     folds: Sequence[int | None],
     protocol: EvaluationProtocol,
     *,
+    classes: Sequence[str] | None = None,
+    year: int | None = None,
+    prepared: str | os.PathLike[str] | None = None,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
@@ -117,6 +122,9 @@ def run_evaluation(
         root: the data set's folder.
         folds: which, or [None] for a data set without folds.
         protocol: how to score.
+        classes: some by name, of all folds together: ``folds`` is [None] then.
+        year: of COCO.
+        prepared: where `fewseg prepare` wrote, if not into ``root``.
         device: where to run.
         num_workers: processes that read images.
         cache_bytes: see `Evaluator`.
@@ -132,7 +140,10 @@ def run_evaluation(
             f"{choice.checkpoint} was trained for one fold and has seen the classes of the others: give the fold, or "
             f'one checkpoint per fold with "{FOLD}" in its name'
         )
-    sources = [open_source(dataset, Path(root), fold) for fold in folds]
+    if choice.checkpoint is not None and FOLD in choice.checkpoint and None in folds:
+        raise ValueError(f'{choice.checkpoint}: "{FOLD}" stands for a fold\'s number, and no fold was chosen')
+    where = None if prepared is None else Path(prepared)
+    sources = [open_source(dataset, Path(root), fold, classes=classes, year=year, prepared=where) for fold in folds]
     # Drawn here too, so that too few images are an error before hours of work and not after.
     episodes = [len(protocol.draw(source, protocol.seeds[0])) for source in sources]
     models = [choice.build(fold) for fold in folds]
@@ -156,7 +167,7 @@ def run_evaluation(
                 seeds.append(evaluator.run(seed, advance))
                 done += count
             encoded += evaluator.images_encoded
-            results.append(FoldScores(fold, seeds))
+            results.append(FoldScores(fold, seeds, source.description))
     seconds = time.perf_counter() - start
 
     about = dict(models[0][1])
@@ -164,7 +175,8 @@ def run_evaluation(
         about["checkpoint"] = ", ".join(model_about["checkpoint"] for _, model_about in models)
     report = EvaluationReport(
         dataset=dataset,
-        num_folds=source_kind(dataset).folds,
+        num_folds=source_kind(dataset).folds if classes is None else 0,
+        published=classes is None and year in (None, 2014),
         model=about,
         protocol=protocol,
         folds=results,

@@ -109,7 +109,7 @@ def test_folds_are_read(two_folds):
             parse_folds(text, "folded")
     with pytest.raises(ValueError, match="no folds"):
         parse_folds("0", "fss1000")
-    with pytest.raises(ValueError, match="'imagenet' is unknown, expected one of fss1000"):
+    with pytest.raises(ValueError, match="'imagenet' is unknown, expected one of pascal5i-p1, "):
         parse_folds("all", "imagenet")
 
 
