@@ -1,7 +1,7 @@
 """Times the operators beside what they replace, in one process on the same inputs.
 
     python benchmarks/kernel_speed.py --quick          two minutes on two cores
-    python benchmarks/kernel_speed.py                  every operator and shape, with torch.compile, scaling, cold caches
+    python benchmarks/kernel_speed.py                  every operator and shape, torch.compile, scaling, cold caches
     python benchmarks/kernel_speed.py --chart FILE     draws the charts of a result written earlier
 
 Absolute times do not compare between machines; the ratios in the table do. See baselines.py for what is compared,

@@ -3,9 +3,9 @@
     python benchmarks/model_speed.py --quick     MobileNetV2 at 201 pixels, under a minute on two cores
     python benchmarks/model_speed.py             ResNet-50 at 417 pixels, the papers' setting, some minutes
 
-The reference operators (fewseg_ext/ops/reference.py) are plain PyTorch: their inner loop is unrolled by autograd. Random
-weights and images: the time does not depend on them. Parts are the kernels' own times by torch's profiler; what is left
-is the backbone, the losses' bookkeeping and the optimiser.
+The reference operators (fewseg_ext/ops/reference.py) are plain PyTorch: their inner loop is unrolled by autograd.
+Weights and images are random: the time does not depend on them. Parts are the kernels' own times by torch's profiler;
+what is left is the backbone, the losses' bookkeeping and the optimiser.
 """
 
 import argparse

@@ -28,7 +28,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def speed() -> list[str]:
-    result = load("kernel_speed_cpu.json")
+    result = load("kernel_speed_cpu_quick.json")
     rows = {row["name"]: row for row in result["cases"]}
     facts = result["environment"]
     lines = [
@@ -48,8 +48,8 @@ def speed() -> list[str]:
             )
     lines += [
         "",
-        f"Measured {facts['date']}: {facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}, torch "
-        f"{facts['torch']}; medians, warm caches.",
+        f"Measured {facts['date']}: {facts['processor']}, {facts['threads']} threads, {facts['instruction_set']}, "
+        f"torch {facts['torch']}; medians, warm caches.",
     ]
     missed = [f"{v['what']} {v['value']:.1f} instead of {v['must']:g}" for v in verdicts(result) if not met(v)]
     if missed:

@@ -120,6 +120,26 @@ def prepare_fss1000(root: Root, out: Out = None, download: Download = False) -> 
     fss1000.prepare_fss1000(root, out, download=download, console=console).print(console)
 
 
+@app.command(add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def train(context: typer.Context) -> None:
+    """Train a model as a recipe says; started again, go on from the last checkpoint."""
+    from fewseg_ext.training.engine import TrainingDiverged
+    from fewseg_ext.training.recipe import UsageError, parse_arguments
+    from fewseg_ext.training.run import STOPPED_STATUS, TrainingStopped, run_training
+
+    try:
+        recipe, out, device = parse_arguments(context.args)
+    except UsageError as error:
+        raise typer.BadParameter(str(error)) from error
+    try:
+        run_training(recipe, out, device=device, console=Console())
+    except TrainingStopped as error:
+        Console(stderr=True).print(f"fewseg: {error}", markup=False, highlight=False)
+        raise typer.Exit(STOPPED_STATUS) from error
+    except TrainingDiverged as error:
+        raise ValueError(str(error)) from error
+
+
 @app.command(
     epilog="Example: fewseg evaluate runs/demo/biopt.ckpt --dataset fss1000 --root runs/demo/data/unseen --size 128"
 )

@@ -3,7 +3,8 @@
 Stages, each a few minutes on 16 cores, each usable alone after `build`:
 
     build     compiles for the GPU that is here, into build/gpu/site (kept between calls)
-    test      the operators' tests on the GPU, graph capture, streams, 10,000 bitwise repeats
+    test      the C++ driver (the resident kernels have the bits of single steps), the operators' tests on the GPU,
+              graph capture, streams, 10,000 bitwise repeats of the resident kernels and of single steps
     sanitize  compute-sanitizer's memcheck, racecheck, initcheck and synccheck on a C++ driver, memcheck on some tests
     bench     benchmarks/kernel_speed.py
 

@@ -26,7 +26,16 @@ def test_info_prints_what_was_built_and_what_runs() -> None:
 def test_help_of_every_command_has_an_example() -> None:
     overview = fewseg("--help")
     assert overview.returncode == 0
-    for command in ("info", "demo", "prepare", "prepare pascal5i", "prepare coco20i", "prepare fss1000", "evaluate"):
+    for command in (
+        "info",
+        "demo",
+        "prepare",
+        "prepare pascal5i",
+        "prepare coco20i",
+        "prepare fss1000",
+        "train",
+        "evaluate",
+    ):
         assert command.split()[0] in overview.stdout
         result = fewseg(*command.split(), "--help")
         assert result.returncode == 0
@@ -37,6 +46,9 @@ def test_bad_usage_exits_with_2() -> None:
     assert fewseg("no-such-command").returncode == 2
     assert fewseg("demo", "--no-such-option").returncode == 2
     assert fewseg("prepare", "coco20i", ".", "--year", "2015").returncode == 2
+    result = fewseg("train", "--config", "laptop/biopt", "--training.learning_rate", "1")
+    assert result.returncode == 2
+    assert "unknown field --training.learning_rate" in " ".join(result.stderr.split())
     result = fewseg("evaluate", "--dataset", "fss1000", "--root", "photos")
     assert result.returncode == 2
     assert "either a checkpoint or a backbone" in result.stderr

@@ -105,16 +105,16 @@ inline int32_t shim_dtype(ScalarType type) {
   }
 }
 
-// A new tensor on the device of `like`. Straight to the allocation: torch::stable::new_empty goes through the dispatcher
-// by name, which for a small call takes longer than all arithmetic.
+// A new tensor on the device of `like`. Straight to the allocation: torch::stable::new_empty goes through the
+// dispatcher by name, which for a small call takes longer than all arithmetic.
 inline Tensor make(const Tensor& like, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
                    ScalarType type) {
   int32_t device_type, device_index;
   AtenTensorHandle tensor;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &device_index));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(),
-                                                  shim_dtype(type), device_type, device_index, &tensor));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.data(), strides.data(), shim_dtype(type),
+                                                  device_type, device_index, &tensor));
   return Tensor(tensor);
 }
 

@@ -66,14 +66,8 @@ class Upsampled {
   }
 
   CrossEntropyRows<A> task(int64_t task, Bands<A> rows, const Labels& labels, double scale) const {
-    return {values_.data() + task * others_ * height_ * padded_width_,
-            others_,
-            height_,
-            width_,
-            padded_width_,
-            rows,
-            labels.classes.data() + task * rows.outputs * width_,
-            A(scale)};
+    return {values_.data() + task * others_ * height_ * padded_width_, others_, height_, width_, padded_width_, rows,
+            labels.classes.data() + task * rows.outputs * width_,      A(scale)};
   }
   int64_t padded_width() const { return padded_width_; }
 
@@ -139,8 +133,8 @@ std::vector<A> pull_down(const FeatureMap& map, const A* cosine, const A* gradie
       const int64_t* last = std::upper_bound(rows.begin, rows.begin + h, row);
       const double factor = scale * double(gradient[reduction == Divisor::task ? task : 0]);
       body.residual_rows(upsampled.task(task, rows, labels, scale), first - rows.begin, last - rows.begin,
-                         A(factor / labels.divisor(reduction, task)), scratch.data(), to_row.data() + i * others * width,
-                         to_next.data() + i * others * width);
+                         A(factor / labels.divisor(reduction, task)), scratch.data(),
+                         to_row.data() + i * others * width, to_next.data() + i * others * width);
     }
   });
 

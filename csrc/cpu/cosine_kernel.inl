@@ -137,8 +137,7 @@ static void backward_planes(FeaturePlanes<S> f, const A* unit_prototypes, const 
     }
     for (int64_t y = x; d_features && y < f.pixels; ++y) {
       A d = own[y] * widen(row[y]);
-      for (int64_t k = 0; k < classes; ++k)
-        d += unit_prototypes[k * f.channels + c + r] * weight[k * f.pixels + y];
+      for (int64_t k = 0; k < classes; ++k) d += unit_prototypes[k * f.channels + c + r] * weight[k * f.pixels + y];
       narrow(d, d_features[(c + r) * f.pixels + y]);
     }
   }
@@ -151,8 +150,7 @@ static void backward_channels(FeaturePlanes<S> f, const A* unit_prototypes, cons
   int64_t c = first;
   for (; c + kRows <= last; c += kRows)
     backward_planes<kRows, kClasses>(f, unit_prototypes, weight, own, classes, c, sums, d_features);
-  for (; c < last; ++c)
-    backward_planes<1, kClasses>(f, unit_prototypes, weight, own, classes, c, sums, d_features);
+  for (; c < last; ++c) backward_planes<1, kClasses>(f, unit_prototypes, weight, own, classes, c, sums, d_features);
   // The other classes' sums read these channels again.
   if (sums && classes > kClasses)
     pool(f, weight + kClasses * f.pixels, classes - kClasses, first, last, sums + kClasses * f.channels);

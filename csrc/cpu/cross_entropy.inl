@@ -100,8 +100,8 @@ static void residual_rows(const CrossEntropyRows<A>& target, int64_t first, int6
       const Exponentials<A> e = exponentials(target, row, x, label, scratch);
       const Block<A> share = where_negative(label, splat(A(0)), splat(factor) / e.total);
       for (int64_t k = 0; k < target.others; ++k) {
-        const Block<A> r = share * load(scratch + k * kBlock) -
-                           where_equal(label, A(k + 1), splat(factor), splat(A(0)));
+        const Block<A> r =
+            share * load(scratch + k * kBlock) - where_equal(label, A(k + 1), splat(factor), splat(A(0)));
         A *down = to_row + k * target.padded_width + x, *down_next = to_next + k * target.padded_width + x;
         store(down, load(down) + here * r);
         store(down_next, load(down_next) + next * r);

@@ -56,8 +56,8 @@ struct InnerOptBodiesOf {
   void (*ascend)(const PackedTask<S>& task, const A* direction, const A* cosine, A scale, A weight, int64_t first,
                  int64_t last, A* coefficient, A* along, A* partial);
 
-  // dq = sum_j coefficient[j][x] basis[j][c] + own[x] q, for the rows first..last of memory: channels of NCHW, pixels of
-  // channels-last.
+  // dq = sum_j coefficient[j][x] basis[j][c] + own[x] q, for the rows first..last of memory: channels of NCHW, pixels
+  // of channels-last.
   void (*gradient)(FeaturePlanes<S> features, const A* coefficient, const A* basis, int64_t count, const A* own,
                    int64_t first, int64_t last, S* d_features);
 

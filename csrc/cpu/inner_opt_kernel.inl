@@ -106,7 +106,8 @@ static inline void sweep_rows(int64_t count, int64_t row, int64_t blocks, const 
       // Two sums, so that their additions overlap.
       Block<A> even = load(s.partial + b * kTile), odd = splat(A(0));
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) multiply_add(r % 2 ? odd : even, s.weights[row + r], load(s.tile + at + r * kTile));
+      for (int r = 0; r < kRows; ++r)
+        multiply_add(r % 2 ? odd : even, s.weights[row + r], load(s.tile + at + r * kTile));
       store(s.partial + b * kTile, kRows > 1 ? even + odd : even);
     }
     if (kDots) {
@@ -166,8 +167,7 @@ static inline void sweep(const PackedTask<S>& task, const A* vectors, int64_t fi
   for (int64_t x = first; x < last; x += kTile) {
     const int64_t count = least(kTile, last - x), next = x + kTile;
     weigh(x, count, dots.values, weights.values);
-    for (int64_t k = 0; k + 1 < others; ++k)
-      sweep_tile<false, true>(count, blocks, dots_of(x, k), sum_of(x, k));
+    for (int64_t k = 0; k + 1 < others; ++k) sweep_tile<false, true>(count, blocks, dots_of(x, k), sum_of(x, k));
     if (others == 0) continue;
     if (next + kTile <= last) {
       sweep_tile<true, true>(kTile, blocks, dots_of(next, 0), sum_of(x, others - 1));

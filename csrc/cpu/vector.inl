@@ -45,7 +45,8 @@ static inline Block<double> load(const double* p) {
   return load_natives(p);
 }
 
-// Sixteen-bit numbers, widened to a native vector of float32. By intrinsics where GCC 12 makes four instructions of one.
+// Sixteen-bit numbers, widened to a native vector of float32. By intrinsics where GCC 12 makes four instructions of
+// one.
 static inline Block<float>::Native widen_native(const BFloat16* p) {
   // A bfloat16 is the upper half of a float32.
   typedef std::uint32_t Wide __attribute__((vector_size(FEWSEG_VECTOR_BYTES)));
@@ -264,9 +265,9 @@ static inline A sum_lanes(const V& v, Indices<kIndex...>) {
   if constexpr (kLanes == 2)
     return v[0] + v[1];
   else
-    return sum_lanes<A, kLanes / 2>(__builtin_shufflevector(v, v, kIndex...) +
-                                        __builtin_shufflevector(v, v, (kLanes / 2 + kIndex)...),
-                                    typename Count<kLanes / 4>::Type{});
+    return sum_lanes<A, kLanes / 2>(
+        __builtin_shufflevector(v, v, kIndex...) + __builtin_shufflevector(v, v, (kLanes / 2 + kIndex)...),
+        typename Count<kLanes / 4>::Type{});
 }
 
 // The sum of the sixteen, in a fixed order.

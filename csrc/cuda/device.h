@@ -14,6 +14,7 @@
 
 #include <cooperative_groups.h>
 #include <cuda_fp16.h>
+#include <cuda_pipeline_primitives.h>
 #include <cuda_runtime.h>
 
 #include <cstring>
@@ -41,9 +42,34 @@ class SharedMemory {
   int64_t used_ = 0;
 };
 
-// Waits for all threads of a cooperative launch.
+// Waits for all threads of a cooperative launch. CUDA's own barrier: it releases what every thread wrote before it and
+// acquires it for every thread after it, so kernels need no fence beside it, and it leaves nothing behind that a
+// replayed graph would have to reset.
 __device__ inline void grid_sync() {
   cooperative_groups::this_grid().sync();
+}
+
+// Copies a value of 4, 8 or 16 bytes from global to shared memory, on sm_80 and later without a register between and
+// without waiting. Nothing may be read before copies_done() and then a barrier.
+template <class T>
+__device__ inline void copy_async(T* to, const T* from) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+  __pipeline_memcpy_async(to, from, sizeof(T));
+}
+
+// Waits for the calling thread's own copies.
+__device__ inline void copies_done() {
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+}
+
+// A product with a rounding of its own. Elsewhere the compiler may round a * b + c once, and which of two products in
+// a sum it takes for that is its choice in every kernel anew.
+__device__ inline float product(float a, float b) {
+  return __fmul_rn(a, b);
+}
+__device__ inline double product(double a, double b) {
+  return __dmul_rn(a, b);
 }
 
 using Stream = cudaStream_t;
@@ -51,6 +77,20 @@ using Stream = cudaStream_t;
 inline void check_launch(cudaError_t error) {
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("CUDA kernel launch failed: ") + cudaGetErrorString(error));
+}
+
+// Of the current device.
+inline DeviceLimits device_limits() {
+  int device = 0;
+  check_launch(cudaGetDevice(&device));
+  const auto attribute = [device](cudaDeviceAttr name) {
+    int value = 0;
+    check_launch(cudaDeviceGetAttribute(&value, name, device));
+    return value;
+  };
+  return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor), attribute(cudaDevAttrMaxRegistersPerMultiprocessor),
+          attribute(cudaDevAttrMaxThreadsPerMultiProcessor)};
 }
 
 // Launches by the plan. More shared memory than 48 KB has to be asked for first.

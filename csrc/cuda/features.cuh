@@ -95,18 +95,6 @@ __global__ void cosines_kernel(Features<S> f, const A* vectors, int classes, A* 
   }
 }
 
-// inverse_norm[task][x] = 1/|q(x)|. Grid: tiles of pixels, tasks.
-template <bool kChannelsLast, class S, class A>
-__global__ void inverse_norms_kernel(Features<S> f, A* inverse_norm) {
-  SharedMemory shared;
-  A* warp_sums = shared.take<A>(kWarps * 2 * kTilePixels);
-  A* dots = shared.take<A>(2 * kTilePixels);
-  const int64_t task = blockIdx.y, first = int64_t(blockIdx.x) * kTilePixels;
-  tile_dots<kChannelsLast, 1>(f, task, first, static_cast<const A*>(nullptr), 0, warp_sums, dots);
-  const int p = threadIdx.x;
-  if (p < kTilePixels && first + p < f.pixels) inverse_norm[task * f.pixels + first + p] = inverse_root(dots[p]);
-}
-
 // sums[task][k][c] = sum_x weight[task][k][x] q(c, x). Grid: channels (kWarps or 32 a block), tasks.
 template <bool kChannelsLast, int kClasses, class S, class A>
 __global__ void pool_kernel(Features<S> f, const A* weight, int classes, A* sums) {

@@ -2,6 +2,8 @@
 // choice of instantiation. The same host code runs in the emulator, where the tensors are on the CPU.
 #pragma once
 
+#include <algorithm>
+
 #include "../common/arguments.h"
 #include "device.h"
 #include "features.cuh"
@@ -38,10 +40,18 @@ class OnDevice {
 #endif
 };
 
-// Launches unless there is nothing to do.
+// Launches unless there is nothing to do. What CUDA would refuse in its own words is refused in ours.
 template <class... Parameters, class... Args>
 void run(const OnDevice& device, void (*kernel)(Parameters...), const LaunchPlan& plan, Args... args) {
-  if (!plan.empty()) launch(kernel, plan, device.stream(), static_cast<Parameters>(args)...);
+  if (plan.empty()) return;
+  const int64_t tasks = std::max(plan.grid_y, plan.grid_z);
+  check(tasks <= 65535, "fewseg", "the CUDA kernels take at most 65535 tasks in a call, got ", tasks);
+  if (plan.shared_bytes > 48 * 1024) {
+    const int64_t available = device_limits().shared_per_block;
+    check(plan.shared_bytes <= available, "fewseg", "too many classes for this GPU: they take ", plan.shared_bytes,
+          " bytes of shared memory, and a block has ", available);
+  }
+  launch(kernel, plan, device.stream(), static_cast<Parameters>(args)...);
 }
 
 template <bool value>

@@ -1,282 +1,295 @@
-// The inner optimisation, one launch per step. A block takes a tile of 32 pixels: dots with the K-1 differences,
-// softmax, and the tile's part of the sums h_k (or B_k), for which it reads its features a second time, from the L2
-// cache. The block of a task that comes last adds the parts up in order and takes the step, so the next launch finds
-// new prototypes. Symbols as in docs/math.md, section 3.
+// The inner optimisation, as blocks do it: what a block does with its pixels in a step forward or back, and with the
+// prototypes afterwards. inner_opt_resident.cuh and inner_opt_steps.cuh put kernels together from these. A step has
+// three stages:
+//
+//   1. every block, for its chunks: dots with the K-1 differences, softmax, and each chunk's part of the sums h (or B);
+//   2. the (K-1) C sums over the chunks (add_parts), shared out among blocks;
+//   3. the step itself, from the sums: K vectors of C numbers.
+//
+// Symbols as in docs/math.md, section 3; `others` are the K-1 classes besides the background.
 #pragma once
 
-#include "features.cuh"
-#include "inner_opt_launch.h"
+#include "chunk.cuh"
 
 namespace fewseg {
-
-// What the launches of one call hand on, per task: [K][C] vectors, and the tiles' partial sums.
-template <class A>
-struct DescentState {
-  A *unit, *prototype_inverse_norm;  // p_k [K][C], 1/|P_k| [K]
-  A* difference;                     // p_k - p_0 [K-1][C]
-  A* direction;                      // u_k - u_0 [K-1][C]; backward only
-  A* partial;                        // [tiles][K-1][C]
-  A* sums;                           // h or B [K][C]
-  int* arrived;                      // blocks that are done, 0 between launches
-  int classes;
-  int64_t channels;
-};
 
 template <class A>
 struct Descent {
   A scale, lr;
   const A* weight;        // [tasks] alpha / V
-  const A* inverse_norm;  // [tasks][N]
   const int32_t* target;  // [tasks][N], -1 where ignored
+  int classes;
 };
 
-// --- the prototypes' side, by one block ----------------------------------------------------------------------------
+// How the pixels of a task are cut; numbers of the launch plan.
+struct Cut {
+  int chunk_pixels, chunks_per_block;
+};
 
-// P -> p, 1/|P_k|, p_k - p_0.
-template <class A>
-__device__ void normalise(const A* prototypes, const DescentState<A>& state, int64_t task, A* scratch) {
-  const int64_t C = state.channels;
-  A* unit = state.unit + task * state.classes * C;
-  A* difference = state.difference + task * (state.classes - 1) * C;
-  for (int k = 0; k < state.classes; ++k) {
-    A mine = 0;
-    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) mine += prototypes[k * C + c] * prototypes[k * C + c];
-    const A inverse = inverse_root(block_sum(mine, scratch));
-    // A thread reads back only what it wrote: the same channels every time.
-    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) {
-      unit[k * C + c] = prototypes[k * C + c] * inverse;
-      if (k > 0) difference[(k - 1) * C + c] = unit[k * C + c] - unit[c];
-    }
-    // Whoever reads these goes through a block_sum first, whose barriers order it after this.
-    if (threadIdx.x == 0) state.prototype_inverse_norm[task * state.classes + k] = inverse;
+// --- a block's pixels ------------------------------------------------------------------------------------------------
+
+// Some neighbouring chunks of one task. Column x of the block's arrays is pixel first + x of the task; columns beyond
+// the map are there, but nothing comes of them.
+template <bool kStaged, int kHeld, class S, class A>
+struct Block {
+  Features<S> f;
+  int64_t task, first_chunk;
+  int others, chunk_pixels, chunks, columns, valid;
+  S* staged;     // the chunks
+  A* warp_sums;  // [kWarps][kHeld][columns]
+  A* s;          // [others][columns]: d_k, then s_k, then the weights of the sums
+  A* a;          // [others][columns], for the backward
+  A* scratch;    // [kThreads]
+
+  __device__ Block(SharedMemory& shared, const Features<S>& features, int64_t of_task, int64_t index, const Cut& cut,
+                   int classes, bool backward)
+      : f(features),
+        task(of_task),
+        first_chunk(index * cut.chunks_per_block),
+        others(classes - 1),
+        chunk_pixels(cut.chunk_pixels),
+        columns(cut.chunk_pixels * cut.chunks_per_block) {
+    const int64_t left = f.pixels - first();
+    valid = left < columns ? int(left) : columns;
+    chunks = (valid + chunk_pixels - 1) / chunk_pixels;
+    staged = kStaged ? shared.take<S>(cut.chunks_per_block * chunk_size()) : nullptr;
+    warp_sums = shared.take<A>(kWarps * kHeld * columns);
+    s = shared.take<A>(others * columns);
+    a = backward ? shared.take<A>(others * columns) : nullptr;
+    scratch = shared.take<A>(kThreads);
   }
-}
 
-// v -> u_k - u_0, at the prototypes that `normalise` saw.
-template <class A>
-__device__ void set_direction(const A* v, const DescentState<A>& state, int64_t task, A* scratch) {
-  const int64_t C = state.channels;
-  const A* unit = state.unit + task * state.classes * C;
-  const A* inverse = state.prototype_inverse_norm + task * state.classes;
-  A* direction = state.direction + task * (state.classes - 1) * C;
-  A along_0 = 0;
-  for (int k = 0; k < state.classes; ++k) {
-    A mine = 0;
-    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) mine += unit[k * C + c] * v[k * C + c];
-    const A along = block_sum(mine, scratch);
-    if (k == 0) {
-      along_0 = along;
-      continue;
-    }
-    for (int64_t c = threadIdx.x; c < C; c += blockDim.x)
-      direction[(k - 1) * C + c] =
-          (v[k * C + c] - along * unit[k * C + c]) * inverse[k] - (v[c] - along_0 * unit[c]) * inverse[0];
+  __device__ int64_t first() const { return first_chunk * chunk_pixels; }
+  __device__ int64_t chunk_size() const { return (f.channels + 1) * chunk_pixels; }
+
+  __device__ Chunk<kStaged, S> chunk(int i) const {
+    const int x = i * chunk_pixels;
+    const S* data = kStaged ? staged + i * chunk_size() : f.task(task) + (first() + x) * f.pixel_stride;
+    return {data, f.channels, f.channel_stride, f.pixel_stride, chunk_pixels, valid - x};
   }
-}
 
-// Adds up the tiles' parts, in order; sums_0 = -(sums_1 + ... + sums_{K-1}).
-template <class A>
-__device__ void add_tiles(const DescentState<A>& state, int64_t task, int64_t tiles, A* sums) {
-  const int64_t C = state.channels;
-  const int others = state.classes - 1;
-  const A* partial = state.partial + task * tiles * others * C;
-  for (int64_t c = threadIdx.x; c < C; c += blockDim.x) {
-    A zero = 0;
-    for (int k = 0; k < others; ++k) {
-      A total = 0;
-      for (int64_t tile = 0; tile < tiles; ++tile) total += partial[(tile * others + k) * C + c];
-      sums[(k + 1) * C + c] = total;
-      zero -= total;
-    }
-    sums[c] = zero;
-  }
-}
-
-// P^0 -> what the first step needs, and with v what the first step back needs. One block per task.
-template <class A>
-__global__ void prepare_kernel(DescentState<A> state, const A* prototypes, int64_t task_stride, const A* v) {
-  SharedMemory shared;
-  A* scratch = shared.take<A>(kWarp);
-  const int64_t task = blockIdx.x;
-  normalise(prototypes + task * task_stride, state, task, scratch);
-  if (v) set_direction(v + task * state.classes * state.channels, state, task, scratch);
-}
-
-// --- a tile --------------------------------------------------------------------------------------------------------
-
-// partial[k][c] = sum over the tile's pixels of weights[k][p] q(c, p); weights [others][32] in shared memory.
-template <bool kChannelsLast, class S, class A>
-__device__ void add_tile(const Features<S>& f, int64_t task, int64_t first, const A* weights, int others, A* partial) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const S* data = f.task(task) + first * f.pixel_stride;
-  const int count = f.pixels - first < kTilePixels ? int(f.pixels - first) : kTilePixels;
-  if (kChannelsLast) {
-    for (int64_t c = threadIdx.x; c < f.channels; c += blockDim.x)
-      for (int k = 0; k < others; ++k) {
-        A total = 0;
-        for (int p = 0; p < count; ++p) total += weights[k * kTilePixels + p] * widen(data[p * f.pixel_stride + c]);
-        partial[k * f.channels + c] = total;
-      }
-  } else {
-    for (int64_t c = warp; c < f.channels; c += kWarps) {
-      const A q = lane < count ? widen(data[c * f.channel_stride + lane]) : A(0);
-      for (int k = 0; k < others; ++k) {
-        const A total = warp_sum(weights[k * kTilePixels + lane] * q);
-        if (lane == 0) partial[k * f.channels + c] = total;
-      }
+  __device__ void load() const {
+    if constexpr (kStaged) {
+      for (int i = 0; i < chunks; ++i)
+        load_chunk(f, task, first() + i * chunk_pixels, chunk_pixels, staged + i * chunk_size());
+      chunks_loaded();
     }
   }
-}
 
-// Softmax over the classes of one pixel, in place: d_k -> s_k for k = 1..K-1, kTilePixels apart.
+  // inverse_norm[x] = 1/|q(x)|. A barrier has to come before the next sums of the warps.
+  __device__ void norms(A* inverse_norm) const {
+    for (int i = 0; i < chunks; ++i) chunk_squares<kHeld>(chunk(i), warp_sums + i * chunk_pixels, columns);
+    __syncthreads();
+    for (int x = threadIdx.x; x < valid; x += blockDim.x)
+      inverse_norm[x] = inverse_root(add_warps<kHeld>(warp_sums, 0, x, columns));
+  }
+
+  // dots[k][x] = vectors[k] . q(x) / |q(x)|, and 0 beyond the map. `saved` [others][N] gets a copy unless it is null.
+  __device__ void cosines(const A* vectors, const A* inverse_norm, A* dots, A* saved) const {
+    for (int k0 = 0; k0 < others; k0 += kHeld) {
+      const int count = others - k0 < kHeld ? others - k0 : kHeld;
+      for (int i = 0; i < chunks; ++i)
+        chunk_dots<kHeld>(chunk(i), vectors + k0 * f.channels, count, warp_sums + i * chunk_pixels, columns);
+      __syncthreads();
+      for (int x = threadIdx.x; x < columns; x += blockDim.x)
+        for (int k = 0; k < count; ++k) {
+          const A value = x < valid ? product(add_warps<kHeld>(warp_sums, k, x, columns), inverse_norm[x]) : A(0);
+          dots[(k0 + k) * columns + x] = value;
+          if (saved && x < valid) saved[(k0 + k) * f.pixels + first() + x] = value;
+        }
+      // The next classes overwrite the warps' sums. A column's dots are read by the thread that wrote them.
+      if (k0 + kHeld < others) __syncthreads();
+    }
+  }
+
+  // parts[chunk][k][c], of the task: the sums over each chunk's pixels of s_k(x) q(c, x).
+  __device__ void sums(A* parts) const {
+    __syncthreads();  // the weights of all pixels
+    for (int i = 0; i < chunks; ++i)
+      chunk_sums<kHeld>(chunk(i), s + i * chunk_pixels, others, columns,
+                        parts + (first_chunk + i) * others * f.channels);
+  }
+};
+
+// Softmax over the classes of one pixel, in place: d_k -> s_k for k = 1..K-1, `columns` apart.
 template <class A>
-__device__ void softmax(A* d, int others, A scale) {
+__device__ void softmax(A* d, int others, int columns, A scale) {
   A top = 0;
   for (int k = 0; k < others; ++k) {
-    d[k * kTilePixels] *= scale;
-    if (d[k * kTilePixels] > top) top = d[k * kTilePixels];
+    d[k * columns] *= scale;
+    if (d[k * columns] > top) top = d[k * columns];
   }
   A total = exp(-top);
   for (int k = 0; k < others; ++k) {
-    d[k * kTilePixels] = exp(d[k * kTilePixels] - top);
-    total += d[k * kTilePixels];
+    d[k * columns] = exp(d[k * columns] - top);
+    total += d[k * columns];
   }
-  for (int k = 0; k < others; ++k) d[k * kTilePixels] /= total;
+  for (int k = 0; k < others; ++k) d[k * columns] /= total;
 }
 
-// --- one step --------------------------------------------------------------------------------------------------------
-
-// P^i -> P^{i+1} (from -> to, task_stride apart), with h^i and, unless null, d [K-1][N] (cosine_stride apart). Grid:
-// tiles, tasks.
-template <bool kChannelsLast, int kClasses, class S, class A>
-__global__ void descend_kernel(Features<S> f, DescentState<A> state, Descent<A> descent, const A* from, A* to, A* h,
-                               int64_t task_stride, A* cosine, int64_t cosine_stride) {
-  const int others = state.classes - 1;
-  SharedMemory shared;
-  A* warp_sums = shared.take<A>(kWarps * (kClasses + 1) * kTilePixels);
-  A* dots = shared.take<A>((kClasses + 1) * kTilePixels);
-  A* d = shared.take<A>(others * kTilePixels);
-  A* scratch = shared.take<A>(kWarp);
-  int* flag = shared.take<int>(1);
-  const int64_t task = blockIdx.y, first = int64_t(blockIdx.x) * kTilePixels, C = f.channels;
-
-  for (int k0 = 0; k0 < others; k0 += kClasses) {
-    const int count = others - k0 < kClasses ? others - k0 : kClasses;
-    tile_dots<kChannelsLast, kClasses>(f, task, first, state.difference + (task * others + k0) * C, count, warp_sums,
-                                       dots);
-    for (int i = threadIdx.x; i < count * kTilePixels; i += blockDim.x) {
-      const int64_t x = first + i % kTilePixels;
-      const A value = x < f.pixels ? dots[i] * descent.inverse_norm[task * f.pixels + x] : A(0);
-      d[k0 * kTilePixels + i] = value;
-      if (cosine && x < f.pixels) cosine[task * cosine_stride + (k0 + i / kTilePixels) * f.pixels + x] = value;
-    }
-    __syncthreads();  // the next classes overwrite the dots, and the pixels' threads read d
-  }
-  if (threadIdx.x < kTilePixels) {
-    const int p = threadIdx.x;
-    const int64_t x = first + p;
-    const int32_t label = x < f.pixels ? descent.target[task * f.pixels + x] : -1;
-    softmax(d + p, others, descent.scale);
-    const A weight = label < 0 ? A(0) : descent.weight[task] * descent.inverse_norm[task * f.pixels + x];
+// Stage 1 forward. difference [others][C]: p_k - p_0; inverse_norm from the block's first pixel on; cosine [others][N]
+// may be null.
+template <class Block, class A>
+__device__ void descend_pixels(const Block& block, const Descent<A>& descent, const A* difference,
+                               const A* inverse_norm, A* cosine, A* parts) {
+  const int columns = block.columns, others = block.others;
+  block.cosines(difference, inverse_norm, block.s, cosine);
+  const int32_t* target = descent.target + block.task * block.f.pixels + block.first();
+  for (int x = threadIdx.x; x < columns; x += blockDim.x) {
+    const int32_t label = x < block.valid ? target[x] : -1;
+    softmax(block.s + x, others, columns, descent.scale);
+    const A weight = label < 0 ? A(0) : product(descent.weight[block.task], inverse_norm[x]);
     for (int k = 0; k < others; ++k) {
-      A& w = d[k * kTilePixels + p];
+      A& w = block.s[k * columns + x];
       w = label < 0 ? A(0) : weight * (w - (label == k + 1 ? A(1) : A(0)));
     }
   }
-  __syncthreads();  // the weights of all pixels
-  add_tile<kChannelsLast>(f, task, first, d, others, state.partial + (task * gridDim.x + blockIdx.x) * others * C);
-
-  if (!is_last_block(state.arrived + task, gridDim.x, flag)) return;
-  from += task * task_stride;
-  to += task * task_stride;
-  h += task * task_stride;
-  add_tiles(state, task, gridDim.x, h);
-  const A* unit = state.unit + task * state.classes * C;
-  for (int k = 0; k < state.classes; ++k) {
-    A mine = 0;
-    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) mine += unit[k * C + c] * h[k * C + c];
-    const A along = block_sum(mine, scratch);
-    // A task with a wrong label has the weight NaN; with K = 1 there is no sum for it to show in.
-    const A rate = descent.lr * state.prototype_inverse_norm[task * state.classes + k] + 0 * descent.weight[task];
-    for (int64_t c = threadIdx.x; c < C; c += blockDim.x)
-      to[k * C + c] = from[k * C + c] - rate * (h[k * C + c] - along * unit[k * C + c]);
-  }
-  normalise(to, state, task, scratch);
+  block.sums(parts);
 }
 
-// One step back at P^i: v = dLoss/dP^{i+1} -> dLoss/dP^i, in place, then everything that step i - 1 needs. `previous`
-// is P^{i-1}, null at i = 0. coefficient [2(K-1)][N] (coefficient_stride apart) and own [N] collect what dq needs,
-// basis [2(K-1)][C] (basis_stride apart) the vectors; all null where the features need no gradient. Grid: tiles, tasks.
-template <bool kChannelsLast, int kClasses, class S, class A>
-__global__ void ascend_kernel(Features<S> f, DescentState<A> state, Descent<A> descent, const A* previous, const A* h,
-                              int64_t task_stride, const A* cosine, int64_t cosine_stride, A* v, A* coefficient,
-                              int64_t coefficient_stride, A* own, A* basis, int64_t basis_stride) {
-  const int others = state.classes - 1;
-  SharedMemory shared;
-  A* warp_sums = shared.take<A>(kWarps * (kClasses + 1) * kTilePixels);
-  A* dots = shared.take<A>((kClasses + 1) * kTilePixels);
-  A* s = shared.take<A>(others * kTilePixels);
-  A* a = shared.take<A>(others * kTilePixels);
-  A* scratch = shared.take<A>(kWarp);
-  int* flag = shared.take<int>(1);
-  const int64_t task = blockIdx.y, first = int64_t(blockIdx.x) * kTilePixels, C = f.channels, N = f.pixels;
-  cosine += task * cosine_stride;
+// Where a step back leaves what dq needs, for one task: null where it is not needed.
+template <class A>
+struct Collected {
+  A* coefficient;  // [2(K-1)][N]
+  A* basis;        // [2(K-1)][C]
+  A* own;          // [N]
+};
 
-  for (int k0 = 0; k0 < others; k0 += kClasses) {
-    const int count = others - k0 < kClasses ? others - k0 : kClasses;
-    tile_dots<kChannelsLast, kClasses>(f, task, first, state.direction + (task * others + k0) * C, count, warp_sums,
-                                       dots);
-    for (int i = threadIdx.x; i < count * kTilePixels; i += blockDim.x) {
-      const int64_t x = first + i % kTilePixels;
-      a[k0 * kTilePixels + i] = x < N ? dots[i] * descent.inverse_norm[task * N + x] : A(0);
-    }
-    __syncthreads();  // the next classes overwrite the dots, and the pixels' threads read a
-  }
-  if (threadIdx.x < kTilePixels) {
-    const int p = threadIdx.x;
-    const int64_t x = first + p;
-    const int32_t label = x < N ? descent.target[task * N + x] : -1;
-    for (int k = 0; k < others; ++k) s[k * kTilePixels + p] = x < N ? cosine[k * N + x] : A(0);
-    softmax(s + p, others, descent.scale);
+// Stage 1 back. direction [others][C]: u_k - u_0; cosine [others][N]: d_k as the forward saved it.
+template <class Block, class A>
+__device__ void ascend_pixels(const Block& block, const Descent<A>& descent, const A* direction, const A* inverse_norm,
+                              const A* cosine, const Collected<A>& collected, A* parts) {
+  const int columns = block.columns, others = block.others;
+  const int64_t N = block.f.pixels, first = block.first();
+  block.cosines(direction, inverse_norm, block.a, nullptr);
+  const int32_t* target = descent.target + block.task * N + first;
+  for (int x = threadIdx.x; x < columns; x += blockDim.x) {
+    A *s = block.s + x, *a = block.a + x;
+    const bool inside = x < block.valid;
+    const int32_t label = inside ? target[x] : -1;
+    for (int k = 0; k < others; ++k) s[k * columns] = inside ? cosine[k * N + first + x] : A(0);
+    softmax(s, others, columns, descent.scale);
     A mean = 0;  // sum_j s_j a_j; a_0 = 0
-    for (int k = 0; k < others; ++k) mean += s[k * kTilePixels + p] * a[k * kTilePixels + p];
-    const A inverse = x < N ? descent.inverse_norm[task * N + x] : A(0);
+    for (int k = 0; k < others; ++k) mean += s[k * columns] * a[k * columns];
+    const A inverse = inside ? inverse_norm[x] : A(0);
     A along = 0;
     for (int k = 0; k < others; ++k) {
-      A& s_k = s[k * kTilePixels + p];
-      const A a_k = a[k * kTilePixels + p];
-      const A w = label < 0 ? A(0) : descent.weight[task] * (s_k - (label == k + 1 ? A(1) : A(0)));
-      const A b = label < 0 ? A(0) : descent.weight[task] * descent.scale * s_k * (a_k - mean);
-      s_k = b * inverse;
-      if (coefficient && x < N) {
+      const A s_k = s[k * columns], a_k = a[k * columns];
+      const A w = label < 0 ? A(0) : descent.weight[block.task] * (s_k - (label == k + 1 ? A(1) : A(0)));
+      const A b = label < 0 ? A(0) : product(descent.weight[block.task], descent.scale) * s_k * (a_k - mean);
+      s[k * columns] = b * inverse;
+      if (collected.coefficient && inside) {
         // dq = sum of coefficient * basis, so they carry -lr / |q|.
-        A* out = coefficient + task * coefficient_stride + x;
+        A* out = collected.coefficient + first + x;
         out[k * N] = -descent.lr * inverse * w;
         out[(others + k) * N] = -descent.lr * inverse * b;
-        along += w * a_k + b * cosine[k * N + x];
+        along += product(w, a_k) + product(b, cosine[k * N + first + x]);
       }
     }
-    if (own && x < N) own[task * N + x] += descent.lr * inverse * inverse * along;
+    if (collected.own && inside) collected.own[first + x] += descent.lr * inverse * inverse * along;
   }
-  __syncthreads();  // the weights of all pixels
-  add_tile<kChannelsLast>(f, task, first, s, others, state.partial + (task * gridDim.x + blockIdx.x) * others * C);
+  block.sums(parts);
+}
 
-  if (!is_last_block(state.arrived + task, gridDim.x, flag)) return;
-  A* sums = state.sums + task * state.classes * C;
-  add_tiles(state, task, gridDim.x, sums);
-  if (basis)
-    for (int64_t i = threadIdx.x; i < others * C; i += blockDim.x) {
-      basis[task * basis_stride + i] = state.direction[task * others * C + i];
-      basis[task * basis_stride + others * C + i] = state.difference[task * others * C + i];
+// --- the prototypes' side, by a whole block --------------------------------------------------------------------------
+
+// Every thread owns the channels threadIdx.x, threadIdx.x + blockDim.x, ... of all vectors and reads back only what it
+// wrote itself, so the barriers of block_sum are the only ones. Who reads the inverse norms, written by thread 0, goes
+// through one of them first. `vectors` [K][C] is the block's own memory, shared or global.
+
+// vectors: P_k -> p_0, and p_k - p_0 for k >= 1. inverse_norm [K] = 1/|P_k|.
+template <class A>
+__device__ void normalise(int classes, int64_t C, A* vectors, A* inverse_norm, A* scratch) {
+  for (int k = 0; k < classes; ++k) {
+    A* row = vectors + k * C;
+    A mine = 0;
+    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) mine += row[c] * row[c];
+    const A inverse = inverse_root(block_sum(mine, scratch));
+    for (int64_t c = threadIdx.x; c < C; c += blockDim.x)
+      row[c] = k == 0 ? product(row[c], inverse) : product(row[c], inverse) - vectors[c];
+    if (threadIdx.x == 0) inverse_norm[k] = inverse;
+  }
+}
+
+// Stage 3 forward: P^i -> P^{i+1} with the sums h_k, k >= 1. Leaves p_0 and p_k - p_0 of P^{i+1} in `vectors`. `to` and
+// h_0 may be null.
+template <class A>
+__device__ void take_step(const Descent<A>& descent, int64_t task, int64_t C, const A* from, A* h, bool keep, A* to,
+                          A* vectors, A* inverse_norm, A* scratch) {
+  const int K = descent.classes;
+  for (int k = 0; k < K; ++k) {
+    const A inverse = inverse_norm[k];
+    // h_0 = -(h_1 + ... + h_{K-1})
+    const auto sum = [&](int64_t c) {
+      if (k > 0) return h[k * C + c];
+      A total = 0;
+      for (int j = 1; j < K; ++j) total -= h[j * C + c];
+      return total;
+    };
+    A mine = 0;
+    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) mine += product(from[k * C + c], inverse) * sum(c);
+    const A along = block_sum(mine, scratch);
+    // A task with a wrong label has the weight NaN; with K = 1 there is no sum for it to show in.
+    const A rate = product(descent.lr, inverse) + product(A(0), descent.weight[task]);
+    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) {
+      const A h_c = sum(c);
+      const A moved = from[k * C + c] - rate * (h_c - along * product(from[k * C + c], inverse));
+      vectors[k * C + c] = moved;
+      if (!keep) continue;
+      to[k * C + c] = moved;
+      if (k == 0) h[c] = h_c;
     }
-  const A* unit = state.unit + task * state.classes * C;
-  h += task * task_stride;
-  v += task * state.classes * C;
-  for (int k = 0; k < state.classes; ++k) {
+  }
+  normalise(K, C, vectors, inverse_norm, scratch);
+}
+
+// vectors: v_k -> u_0, and u_k - u_0 for k >= 1, at the prototypes P; inverse_norm [K] = 1/|P_k|.
+template <class A>
+__device__ void set_directions(int classes, int64_t C, const A* prototypes, A* vectors, A* inverse_norm, A* scratch) {
+  for (int k = 0; k < classes; ++k) {
+    const A* p = prototypes + k * C;
+    A* row = vectors + k * C;
+    A square = 0;
+    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) square += p[c] * p[c];
+    const A inverse = inverse_root(block_sum(square, scratch));
+    A mine = 0;
+    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) mine += product(p[c], inverse) * row[c];
+    const A along = block_sum(mine, scratch);
+    for (int64_t c = threadIdx.x; c < C; c += blockDim.x) {
+      const A u = product(row[c] - along * product(p[c], inverse), inverse);
+      row[c] = k == 0 ? u : u - vectors[c];
+    }
+    if (threadIdx.x == 0) inverse_norm[k] = inverse;
+  }
+}
+
+// Stage 3 back, at P^i: v = dLoss/dP^{i+1} -> dLoss/dP^i with h^i [K][C] and the sums B_k, k >= 1 [K-1][C]. Then the
+// directions at P^{i-1}, `previous`, unless that is null. `to` and `basis` are written if `keep`.
+template <class A>
+__device__ void step_back(const Descent<A>& descent, int64_t task, int64_t C, const A* prototypes, const A* previous,
+                          const A* h, const A* sums, const A* v, bool keep, A* to, A* basis, A* vectors,
+                          A* inverse_norm, A* scratch) {
+  const int K = descent.classes, others = K - 1;
+  if (keep && basis)
+    for (int k = 1; k < K; ++k)
+      for (int64_t c = threadIdx.x; c < C; c += blockDim.x) {
+        basis[(k - 1) * C + c] = vectors[k * C + c];
+        basis[(others + k - 1) * C + c] =
+            product(prototypes[k * C + c], inverse_norm[k]) - product(prototypes[c], inverse_norm[0]);
+      }
+  for (int k = 0; k < K; ++k) {
+    const A n = inverse_norm[k];
+    // B_0 = -(B_1 + ... + B_{K-1})
+    const auto sum = [&](int64_t c) {
+      if (k > 0) return sums[(k - 1) * C + c];
+      A total = 0;
+      for (int j = 0; j < others; ++j) total -= sums[j * C + c];
+      return total;
+    };
     A pb = 0, hv = 0, vp = 0, hp = 0;
     for (int64_t c = threadIdx.x; c < C; c += blockDim.x) {
-      const A p = unit[k * C + c], h_c = h[k * C + c], v_c = v[k * C + c];
-      pb += p * sums[k * C + c];
+      const A p = product(prototypes[k * C + c], n), h_c = h[k * C + c], v_c = v[k * C + c];
+      pb += p * sum(c);
       hv += h_c * v_c;
       vp += v_c * p;
       hp += h_c * p;
@@ -285,17 +298,21 @@ __global__ void ascend_kernel(Features<S> f, DescentState<A> state, Descent<A> d
     hv = block_sum(hv, scratch);
     vp = block_sum(vp, scratch);
     hp = block_sum(hp, scratch);
-    const A n = state.prototype_inverse_norm[task * state.classes + k] + 0 * descent.weight[task], nn = n * n;
+    const A of_b = n + product(A(0), descent.weight[task]), nn = product(of_b, of_b);
     // (Hv)_k collected by vector: B, p, h, v.
-    const A of_p = -pb * n + (3 * hp * vp - hv) * nn, of_h = -vp * nn, of_v = -hp * nn;
+    const A of_p = product(3 * hp * vp - hv, nn) - product(pb, of_b), of_h = -vp * nn, of_v = -hp * nn;
     for (int64_t c = threadIdx.x; c < C; c += blockDim.x) {
       const int64_t i = k * C + c;
-      v[i] -= descent.lr * (n * sums[i] + of_p * unit[i] + of_h * h[i] + of_v * v[i]);
+      A hessian = product(of_b, sum(c));
+      hessian += of_p * product(prototypes[i], n);
+      hessian += of_h * h[i];
+      hessian += of_v * v[i];
+      const A moved = v[i] - descent.lr * hessian;
+      vectors[i] = moved;
+      if (keep) to[i] = moved;
     }
   }
-  if (!previous) return;
-  normalise(previous + task * task_stride, state, task, scratch);
-  set_direction(v, state, task, scratch);
+  if (previous) set_directions(K, C, previous, vectors, inverse_norm, scratch);
 }
 
 }  // namespace fewseg

@@ -1,9 +1,11 @@
-// GPU side of fewseg::inner_opt: one launch per step and task batch. What the numbers mean is in
-// csrc/ops/inner_opt.cpp.
+// GPU side of fewseg::inner_opt: the resident kernel where a task fits onto the device, single steps elsewhere. What
+// the numbers mean is in csrc/ops/inner_opt.cpp.
 #include <tuple>
+#include <type_traits>
 
 #include "cosine_host.h"
-#include "inner_opt.cuh"
+#include "inner_opt_resident.cuh"
+#include "inner_opt_steps.cuh"
 #include "labels_host.h"
 
 namespace fewseg {
@@ -11,88 +13,173 @@ namespace {
 
 constexpr const char* kOp = "fewseg::inner_opt";
 
-// The device memory that the launches of one call share.
+// One call's plan and what its launches share.
 template <class S>
-class Workspace {
+class InnerOpt {
  public:
   using A = Accumulator<S>;
 
-  Workspace(const OnDevice& device, const FeatureMap& map, int64_t classes, const Tensor& target,
-            const InnerOptSettings& settings)
+  InnerOpt(const OnDevice& device, const FeatureMap& map, const Tensor& target, const InnerOptSettings& settings,
+           bool backward)
       : device_(device),
         map_(map),
-        classes_(classes),
         settings_(settings),
-        labels_(device, kOp, target, classes, settings.ignore_index),
+        size_{map.batch, settings.classes, map.channels, map.pixels, sizeof(S), sizeof(A), backward},
+        plan_(plan_inner_opt(size_, device_limits())),
+        labels_(device, kOp, target, settings.classes, settings.ignore_index),
         weight_(labels_.weights<A>(device, settings.scale, settings.mean ? Divisor::task : Divisor::one)),
-        inverse_norm_(buffer({map.batch, map.pixels})) {
-    const int64_t B = map.batch, C = map.channels, others = classes - 1, tiles = divide_up(map.pixels, kTilePixels);
-    arrived_ = torch::stable::new_zeros(map.tensor, std::vector<int64_t>{B}, ScalarType::Int);
-    vectors_ = {buffer({B, classes, C}), buffer({B, classes}),          buffer({B, others, C}),
-                buffer({B, others, C}),  buffer({B, tiles, others, C}), buffer({B, classes, C})};
-    state = {pointer(0),   pointer(1), pointer(2), pointer(3), pointer(4), pointer(5), mutable_data<int>(arrived_),
-             int(classes), C};
-    descent = {A(settings.scale), A(settings.lr), data<A>(weight_), data<A>(inverse_norm_),
-               data<int32_t>(labels_.classes)};
-    const LaunchPlan plan = plan_cosines<A>(B, map.pixels, 1);
-    const auto norms = map.channels_last ? inverse_norms_kernel<true, S, A> : inverse_norms_kernel<false, S, A>;
-    run(device, norms, plan, features_of<S>(map), mutable_data<A>(inverse_norm_));
+        cut_{plan_.chunk_pixels, int(plan_.chunks_per_block)} {
+    const int64_t width = (settings.classes - 1) * map.channels;
+    parts_ = buffer({plan_.tasks_at_a_time, plan_.chunks, width});
+    sums_ = buffer({backward ? plan_.tasks_at_a_time : 0, width});
   }
 
   Tensor buffer(const std::vector<int64_t>& sizes) const { return make(map_.tensor, sizes, ScalarTypeOf<A>::value); }
 
-  void prepare(const A* prototypes, int64_t task_stride, const A* v) const {
-    run(device_, prepare_kernel<A>, plan_rows<A>(map_.batch), state, prototypes, task_stride, v);
+  // trajectory [B,T+1,K,C] holds P^0 and receives P^1..P^T; h [B,T+1,K,C]; cosine [B,T,K-1,N] or null.
+  void forward(A* trajectory, A* h, A* cosine) const {
+    const int64_t T = settings_.steps, size = vectors(), d = cosines();
+    if (T == 0) return;
+    if (plan_.resident) {
+      each_round([&](int64_t first, int64_t tasks) {
+        choose([&](auto held) {
+          run(device_, resident_descend_kernel<held.kValue, S, A>, plan_.sweep(tasks), features(first), descent(first),
+              cut_, T, trajectory + first * (T + 1) * size, h + first * (T + 1) * size,
+              cosine ? cosine + first * T * d : nullptr, parts());
+        });
+      });
+      return;
+    }
+    const Steps steps(*this);
+    const int64_t stride = (T + 1) * size;
+    steps.prepare(trajectory, stride, nullptr);
+    for (int64_t i = 0; i < T; ++i) {
+      choose([&](auto staged, auto held) {
+        run(device_, descend_kernel<staged.kValue, held.kValue, S, A>, plan_.sweep(pixels_matter()), features(0),
+            steps.state, descent(0), cut_, cosine ? cosine + i * d : nullptr, T * d);
+      });
+      run(device_, take_step_kernel<A>, plan_sums(size_), steps.state, descent(0), map_.channels, plan_.chunks,
+          trajectory + i * size, trajectory + (i + 1) * size, h + i * size, stride);
+    }
   }
 
-  void descend(const A* from, A* to, A* h, int64_t task_stride, A* cosine, int64_t cosine_stride) const {
-    choose_kernel(map_.channels_last, classes_, [&](auto layout, auto held) {
-      run(device_, descend_kernel<layout.kValue, held.kValue, S, A>,
-          plan_sweep<A>(map_.batch, map_.pixels, classes_ - 1, held.kValue, 1), features_of<S>(map_), state, descent,
-          from, to, h, task_stride, cosine, cosine_stride);
-    });
+  // v_even or v_odd [B,K,C], as T is even or odd, holds dLoss/dP^T; v_even receives dLoss/dP^0. trajectory and h
+  // [B,T,K,C], cosine [B,T,K-1,N]; d_features may be null.
+  void backward(const A* trajectory, const A* h, const A* cosine, A* v_even, A* v_odd, S* d_features) const {
+    const int64_t B = map_.batch, T = settings_.steps, C = map_.channels, N = map_.pixels;
+    const int64_t size = vectors(), d = cosines(), terms = 2 * (settings_.classes - 1);
+    const bool collect = d_features != nullptr;
+    const Tensor coefficients = buffer({collect ? B : 0, T, terms, N}),
+                 vectors = buffer({collect ? B : 0, T, terms, C});
+    const Tensor owns =
+        torch::stable::new_zeros(map_.tensor, std::vector<int64_t>{collect ? B : 0, N}, ScalarTypeOf<A>::value);
+    A* coefficient = collect ? mutable_data<A>(coefficients) : nullptr;
+    A* basis = collect ? mutable_data<A>(vectors) : nullptr;
+    A* own = collect ? mutable_data<A>(owns) : nullptr;
+    const auto at = [](auto* pointer, int64_t offset) { return pointer ? pointer + offset : pointer; };
+    if (T > 0 && plan_.resident)
+      each_round([&](int64_t first, int64_t tasks) {
+        choose([&](auto held) {
+          run(device_, resident_ascend_kernel<held.kValue, S, A>, plan_.sweep(tasks), features(first), descent(first),
+              cut_, T, trajectory + first * T * size, h + first * T * size, cosine + first * T * d,
+              v_even + first * size, v_odd + first * size, parts(), mutable_data<A>(sums_),
+              at(coefficient, first * T * terms * N), at(basis, first * T * terms * C), at(own, first * N));
+        });
+      });
+    if (T > 0 && !plan_.resident) {
+      const Steps steps(*this);
+      steps.prepare(trajectory + (T - 1) * size, T * size, T % 2 ? v_odd : v_even);
+      for (int64_t i = T - 1; i >= 0; --i) {
+        const Collected<A> collected{at(coefficient, i * terms * N), nullptr, own};
+        choose([&](auto staged, auto held) {
+          run(device_, ascend_kernel<staged.kValue, held.kValue, S, A>, plan_.sweep(pixels_matter()), features(0),
+              steps.state, descent(0), cut_, cosine + i * d, T * d, T, collected);
+        });
+        run(device_, step_back_kernel<A>, plan_sums(size_), steps.state, descent(0), C, plan_.chunks,
+            trajectory + i * size, i > 0 ? trajectory + (i - 1) * size : nullptr, h + i * size, T * size, T,
+            i % 2 ? v_even : v_odd, i % 2 ? v_odd : v_even, at(basis, i * terms * C));
+      }
+    }
+    if (collect) run_combine<S>(device_, map_, coefficient, basis, T * terms, own, d_features);
   }
-
-  void ascend(const A* previous, const A* h, int64_t task_stride, const A* cosine, int64_t cosine_stride, A* v,
-              A* coefficient, int64_t coefficient_stride, A* own, A* basis, int64_t basis_stride) const {
-    choose_kernel(map_.channels_last, classes_, [&](auto layout, auto held) {
-      run(device_, ascend_kernel<layout.kValue, held.kValue, S, A>,
-          plan_sweep<A>(map_.batch, map_.pixels, classes_ - 1, held.kValue, 2), features_of<S>(map_), state, descent,
-          previous, h, task_stride, cosine, cosine_stride, v, coefficient, coefficient_stride, own, basis,
-          basis_stride);
-    });
-  }
-
-  DescentState<A> state;
-  Descent<A> descent;
 
  private:
-  A* pointer(size_t i) const { return mutable_data<A>(vectors_[i]); }
+  // What only the launches of single steps need.
+  struct Steps {
+    explicit Steps(const InnerOpt& call) : call_(call) {
+      const int64_t B = call.map_.batch, K = call.settings_.classes;
+      vectors_ = call.buffer({B, K, call.map_.channels});
+      prototype_inverse_norm_ = call.buffer({B, K});
+      inverse_norm_ = call.buffer({B, call.map_.pixels});
+      arrived_ = torch::stable::new_zeros(call.map_.tensor, std::vector<int64_t>{B}, ScalarType::Int);
+      state = {mutable_data<A>(vectors_),      mutable_data<A>(prototype_inverse_norm_),
+               mutable_data<A>(inverse_norm_), call.parts(),
+               mutable_data<A>(call.sums_),    mutable_data<int>(arrived_)};
+      const auto norms = call.plan_.staged ? chunk_norms_kernel<true, S, A> : chunk_norms_kernel<false, S, A>;
+      run(call.device_, norms, call.plan_.sweep(call.pixels_matter()), call.features(0), state, call.cut_, K,
+          call.size_.backward);
+    }
+
+    void prepare(const A* prototypes, int64_t task_stride, const A* v) const {
+      run(call_.device_, prepare_kernel<A>, plan_prepare<A>(call_.map_.batch), state, call_.settings_.classes,
+          call_.map_.channels, prototypes, task_stride, v);
+    }
+
+    DescentState<A> state;
+
+   private:
+    const InnerOpt& call_;
+    Tensor vectors_, prototype_inverse_norm_, inverse_norm_, arrived_;
+  };
+
+  int64_t vectors() const { return settings_.classes * map_.channels; }
+  int64_t cosines() const { return (settings_.classes - 1) * map_.pixels; }
+  // The tasks whose pixels a sweep has to look at: with one class it makes no difference what they are.
+  int64_t pixels_matter() const { return settings_.classes > 1 ? map_.batch : 0; }
+  A* parts() const { return mutable_data<A>(parts_); }
+
+  Features<S> features(int64_t first) const {
+    Features<S> f = features_of<S>(map_);
+    f.data += first * map_.task_size();
+    return f;
+  }
+  Descent<A> descent(int64_t first) const {
+    return {A(settings_.scale), A(settings_.lr), data<A>(weight_) + first,
+            data<int32_t>(labels_.classes) + first * map_.pixels, int(settings_.classes)};
+  }
+
+  // f(first task, tasks) for as many tasks at a time as fit onto the device.
+  template <class F>
+  void each_round(const F& f) const {
+    for (int64_t first = 0; first < map_.batch; first += plan_.tasks_at_a_time)
+      f(first, std::min(plan_.tasks_at_a_time, map_.batch - first));
+  }
+
+  // f(Number<classes held>) for the resident kernels, f(Flag<staged>, Number<classes held>) for the others.
+  template <class F>
+  void choose(const F& f) const {
+    const auto by_classes = [&](auto... staged) {
+      if (plan_.classes_at_a_time == kFewSums)
+        f(staged..., Number<kFewSums>{});
+      else
+        f(staged..., Number<kManySums>{});
+    };
+    if constexpr (std::is_invocable_v<F, Number<kFewSums>>)
+      by_classes();
+    else
+      plan_.staged ? by_classes(Flag<true>{}) : by_classes(Flag<false>{});
+  }
 
   const OnDevice& device_;
   const FeatureMap& map_;
-  const int64_t classes_;
   const InnerOptSettings settings_;
+  const InnerOptSize size_;
+  const InnerOptPlan plan_;
   const DeviceLabels labels_;
-  const Tensor weight_, inverse_norm_;
-  Tensor arrived_;
-  std::vector<Tensor> vectors_;
+  const Tensor weight_;
+  const Cut cut_;
+  Tensor parts_, sums_;
 };
-
-// trajectory [B,T+1,K,C] holds P^0 and receives P^1..P^T; h [B,T+1,K,C]; cosine [B,T,K-1,N] may be undefined.
-template <class S>
-void forward(const OnDevice& device, const FeatureMap& map, const Tensor& target, const InnerOptSettings& settings,
-             int64_t classes, const Tensor& trajectory, const Tensor& h, const Tensor* cosine) {
-  using A = Accumulator<S>;
-  const Workspace<S> work(device, map, classes, target, settings);
-  const int64_t vectors = classes * map.channels, cosines = (classes - 1) * map.pixels;
-  const int64_t task_stride = (settings.steps + 1) * vectors;
-  A* p = mutable_data<A>(trajectory);
-  work.prepare(p, task_stride, nullptr);
-  for (int64_t i = 0; i < settings.steps; ++i)
-    work.descend(p + i * vectors, p + (i + 1) * vectors, mutable_data<A>(h) + i * vectors, task_stride,
-                 cosine ? mutable_data<A>(*cosine) + i * cosines : nullptr, settings.steps * cosines);
-}
 
 // Returns P^T; the saved tensors where they are asked for.
 std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& features, const Tensor& prototypes,
@@ -109,7 +196,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& features, c
   const Tensor plain_target = as_contiguous(target);
   if (B > 0)
     dispatch_floating(type, kOp, "features", [&](auto storage) {
-      forward<decltype(storage)>(device, map, plain_target, settings, K, trajectory, h, save ? &cosine : nullptr);
+      using S = decltype(storage);
+      using A = Accumulator<S>;
+      InnerOpt<S>(device, map, plain_target, settings, false)
+          .forward(mutable_data<A>(trajectory), mutable_data<A>(h), save ? mutable_data<A>(cosine) : nullptr);
     });
   const bool keep = prototypes.scalar_type() == accumulator;
   Tensor result = make(features, {B, K, C}, keep ? accumulator : type);
@@ -142,28 +232,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> inner_opt_forward(const Tensor& featu
   return {result, before, sums, cosine};
 }
 
-template <class S>
-void backward(const OnDevice& device, const FeatureMap& map, const Tensor& target, const InnerOptSettings& settings,
-              int64_t classes, const Tensor& trajectory, const Tensor& h, const Tensor& cosine, const Tensor& v,
-              Tensor* d_features) {
-  using A = Accumulator<S>;
-  const Workspace<S> work(device, map, classes, target, settings);
-  const int64_t B = map.batch, T = settings.steps, C = map.channels, N = map.pixels, terms = 2 * (classes - 1);
-  const int64_t vectors = classes * C, cosines = (classes - 1) * N;
-  const bool collect = d_features != nullptr;
-  const Tensor coefficient = work.buffer({collect ? B : 0, T, terms, N}),
-               basis = work.buffer({collect ? B : 0, T, terms, C});
-  Tensor own = torch::stable::new_zeros(map.tensor, std::vector<int64_t>{B, N}, ScalarTypeOf<A>::value);
-  const A *p = data<A>(trajectory), *sums = data<A>(h), *d = data<A>(cosine);
-  A *c = collect ? mutable_data<A>(coefficient) : nullptr, *b = collect ? mutable_data<A>(basis) : nullptr;
-  if (T > 0) work.prepare(p + (T - 1) * vectors, T * vectors, data<A>(v));
-  for (int64_t i = T - 1; i >= 0; --i)
-    work.ascend(i > 0 ? p + (i - 1) * vectors : nullptr, sums + i * vectors, T * vectors, d + i * cosines, T * cosines,
-                mutable_data<A>(v), collect ? c + i * terms * N : nullptr, T * terms * N,
-                collect ? mutable_data<A>(own) : nullptr, collect ? b + i * terms * C : nullptr, T * terms * C);
-  if (collect) run_combine<S>(device, map, c, b, T * terms, data<A>(own), mutable_data<S>(*d_features));
-}
-
 std::tuple<Tensor, Tensor> inner_opt_backward(const Tensor& gradient, const Tensor& features, const Tensor& target,
                                               const Tensor& trajectory, const Tensor& h, const Tensor& cosine,
                                               double lr, double scale, int64_t ignore_index,
@@ -173,14 +241,18 @@ std::tuple<Tensor, Tensor> inner_opt_backward(const Tensor& gradient, const Tens
   const FeatureMap map(features);
   const InnerOptSettings settings{trajectory.size(1), gradient.size(1), ignore_index, lr, scale, reduction == "mean"};
   Tensor d_prototypes = make(features, {map.batch, gradient.size(1), map.channels}, accumulator);
-  torch::stable::copy_(d_prototypes, gradient);
+  Tensor other = torch::stable::empty_like(d_prototypes);
+  torch::stable::copy_(settings.steps % 2 ? other : d_prototypes, gradient);
   Tensor d_features = needs_features ? map.empty_like() : make(features, {0}, type);
   const Tensor plain_target = as_contiguous(target), plain_trajectory = as_contiguous(trajectory);
   const Tensor plain_h = as_contiguous(h), plain_cosine = as_contiguous(cosine);
   if (map.batch > 0)
     dispatch_floating(type, kOp, "features", [&](auto storage) {
-      backward<decltype(storage)>(device, map, plain_target, settings, gradient.size(1), plain_trajectory, plain_h,
-                                  plain_cosine, d_prototypes, needs_features ? &d_features : nullptr);
+      using S = decltype(storage);
+      using A = Accumulator<S>;
+      InnerOpt<S>(device, map, plain_target, settings, true)
+          .backward(data<A>(plain_trajectory), data<A>(plain_h), data<A>(plain_cosine), mutable_data<A>(d_prototypes),
+                    mutable_data<A>(other), needs_features ? mutable_data<S>(d_features) : nullptr);
     });
   return {d_features, d_prototypes};
 }

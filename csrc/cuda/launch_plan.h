@@ -39,6 +39,8 @@ struct DeviceLimits {
   int registers_per_multiprocessor, threads_per_multiprocessor;
 };
 
+constexpr int kStrands = 16;  // of add_parts (reduce.cuh)
+
 inline int64_t divide_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }

@@ -25,6 +25,33 @@ __device__ inline A block_sum(A value, A* scratch) {
   return total;
 }
 
+// out[i] = the sum over j < count of parts[j][i], for begin <= i < end. A thread adds up every kStrands-th part, then
+// the strands of an i are added in order: an order that depends on `count` alone, whoever does it. scratch
+// [blockDim.x]. All threads of the block must call it.
+template <class A>
+__device__ inline void add_parts(const A* parts, int64_t count, int64_t width, int64_t begin, int64_t end, A* out,
+                                 A* scratch) {
+  const int columns = int(blockDim.x) / kStrands, column = int(threadIdx.x) % columns,
+            strand = int(threadIdx.x) / columns;
+  for (int64_t first = begin; first < end; first += columns) {
+    const int64_t i = first + column;
+    A total = 0;
+    if (i < end) {
+#pragma unroll 8  // so many loads in flight
+      for (int64_t j = strand; j < count; j += kStrands) total += parts[j * width + i];
+    }
+    scratch[threadIdx.x] = total;
+    __syncthreads();
+    // Not by the warp that counts in is_last_block, so that a test can notice if that did not wait for it.
+    if (strand == kStrands - 1 && i < end) {
+      total = 0;
+      for (int s = 0; s < kStrands; ++s) total += scratch[s * columns + column];
+      out[i] = total;
+    }
+    if (first + columns < end) __syncthreads();  // the next columns overwrite the strands
+  }
+}
+
 // True in all threads of the block that arrives last of `blocks`; it sees what the others wrote to global memory before
 // they called this. The counter is back at zero for the next launch. `flag` is one int of shared memory.
 __device__ inline bool is_last_block(int* counter, int blocks, int* flag) {

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <map>
 #include <memory>
@@ -26,6 +27,12 @@ namespace {
 
 enum class State : uint8_t { kReady, kWaiting, kFinished };
 
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+};
+
 struct Thread {
   Fiber* fiber = nullptr;  // has one from its first wait on, until it finishes
   State state = State::kReady;
@@ -34,6 +41,7 @@ struct Thread {
   Site site{};
   unsigned mask = 0, source = 0;
   uint64_t value = 0, result = 0;
+  std::vector<Copy> copies;  // asked for, and not waited for yet
 };
 
 // Sets of lanes.
@@ -61,6 +69,8 @@ class Scheduler {
   void grid_barrier(Site site);
   uint64_t warp_operation(Operation operation, unsigned mask, uint64_t value, unsigned source, Site site);
   void* take_shared(int index, int64_t used, int64_t bytes);
+  void copy_later(const Copy& copy);
+  void make_copies();
   [[noreturn]] void fail(const std::string& what);
   void live_on_fiber();
 
@@ -151,7 +161,23 @@ void Scheduler::live_on_fiber() {
   }
 }
 
+void Scheduler::copy_later(const Copy& copy) {
+  const auto aligned = [&](const void* address) {
+    return reinterpret_cast<std::uintptr_t>(address) % std::uintptr_t(copy.bytes) == 0;
+  };
+  if (!aligned(copy.to) || !aligned(copy.from))
+    fail("copies " + std::to_string(copy.bytes) + " bytes to or from an address that is no multiple of them");
+  current_->copies.push_back(copy);
+}
+
+void Scheduler::make_copies() {
+  for (const Copy& copy : current_->copies) std::memcpy(copy.to, copy.from, std::size_t(copy.bytes));
+  current_->copies.clear();
+}
+
 void Scheduler::finish_thread() {
+  if (!current_->copies.empty() && !failed())
+    failure_ = current_thread() + "returns without having waited for its asynchronous copies";
   current_->state = State::kFinished;
   current_->fiber = nullptr;
   --unfinished_;
@@ -476,6 +502,14 @@ uint64_t warp_operation(Operation operation, unsigned mask, uint64_t value, unsi
 
 void* take_shared(int index, int64_t used, int64_t bytes) {
   return scheduler().take_shared(index, used, bytes);
+}
+
+void copy_later(void* to, const void* from, int bytes) {
+  scheduler().copy_later({to, from, bytes});
+}
+
+void make_copies() {
+  scheduler().make_copies();
 }
 
 void trap(Site site) {

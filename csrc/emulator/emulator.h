@@ -65,6 +65,10 @@ std::uint64_t warp_operation(Operation operation, unsigned mask, std::uint64_t v
 // The `index`-th array that a SharedMemory hands out; `used` bytes of the plan went to those before it.
 void* take_shared(int index, std::int64_t used, std::int64_t bytes);
 
+// An asynchronous copy is made when its thread waits for it, so that reading too early finds the old contents.
+void copy_later(void* to, const void* from, int bytes);
+void make_copies();
+
 void run(const LaunchPlan& plan, void (*body)(const void* arguments), const void* arguments);
 
 [[noreturn]] void trap(Site site);
@@ -326,6 +330,22 @@ class SharedMemory {
 
 inline void grid_sync(emulator::Site site = emulator::Site::here()) {
   emulator::grid_barrier(site);
+}
+
+template <class T>
+void copy_async(T* to, const T* from) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+  emulator::copy_later(to, from, sizeof(T));
+}
+inline void copies_done() {
+  emulator::make_copies();
+}
+
+inline float product(float a, float b) {
+  return a * b;
+}
+inline double product(double a, double b) {
+  return a * b;
 }
 
 using Stream = void*;

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from fewseg_ext.data.episodes import ImageSource
 from fewseg_ext.data.sources import open_source, source_kind
@@ -30,6 +31,7 @@ from fewseg_ext.evaluation.report import (
 )
 from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline, PrototypeModel
 from fewseg_ext.models.registry import build_model
+from fewseg_ext.models.vpi import VPI
 from fewseg_ext.progress import progress_bar
 from fewseg_ext.training.checkpoint import load_checkpoint, write_atomically
 
@@ -56,7 +58,7 @@ class ModelChoice:
         if self.method not in METHODS:
             raise ValueError(f"method: {self.method!r} is unknown, expected one of {', '.join(METHODS)}")
 
-    def build(self, fold: int | None) -> tuple[PrototypeModel, dict[str, Any]]:
+    def build(self, fold: int | None) -> tuple[PrototypeModel | VPI, dict[str, Any]]:
         """The model in eval mode, and what it is: its arguments, and files by name and checksum."""
         if self.checkpoint is not None:
             path = self.checkpoint.replace(FOLD, str(fold))
@@ -201,7 +203,7 @@ def run_evaluation(
 
 
 def _write(
-    out: Path, report: EvaluationReport, source: ImageSource, model: PrototypeModel, device: torch.device | str
+    out: Path, report: EvaluationReport, source: ImageSource, model: nn.Module, device: torch.device | str
 ) -> None:
     protocol = report.protocol
     texts = {

@@ -19,6 +19,7 @@ from fewseg_ext.models.prototypes import IGNORE_INDEX, check_labels, pool, upsam
 
 # Standard deviations between 0.007 and 7: positive and finite, and wider than any that training should end at.
 LOG_VARIANCE_RANGE = (-10.0, 4.0)
+INITIAL_LOG_VARIANCE = -4.0  # a deviation of 0.14
 
 
 @dataclass
@@ -62,16 +63,24 @@ class UncertainOutput(SegmentationOutput):
 
 
 class GaussianHead(nn.Module):
-    """A pooled feature to a diagonal Gaussian: two fully connected layers, for mean and log-variance."""
+    """A pooled feature to a diagonal Gaussian: two fully connected layers, for mean and log-variance.
+
+    The feature is normalised first, and the deviation starts at a fifth of the means' spread. With features as they
+    come and deviations of 1 the first samples were nearly the same noise for every class: the decoder learnt to do
+    without them, and never looked at the support again.
+    """
 
     def __init__(self, channels: int, latent_dim: int) -> None:
         super().__init__()
+        self.norm = nn.LayerNorm(channels)
         self.mean = nn.Linear(channels, latent_dim)
         self.log_variance = nn.Linear(channels, latent_dim)
+        nn.init.zeros_(self.log_variance.weight)
+        nn.init.constant_(self.log_variance.bias, INITIAL_LOG_VARIANCE)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """[...,C] -> mean and variance [...,D]."""
-        pooled = pooled.to(self.mean.weight.dtype)
+        pooled = self.norm(pooled.to(self.mean.weight.dtype))
         return self.mean(pooled), self.log_variance(pooled).clamp(*LOG_VARIANCE_RANGE).exp()
 
 
@@ -146,18 +155,19 @@ class VPI(nn.Module):
     [0, s_1, ..., s_N].
 
     Args:
-        backbone: a name for :func:`~fewseg_ext.models.build_backbone`, or a module with ``pyramid(images)`` (three maps,
-            the finest first, the features last) and ``pyramid_channels``.
+        backbone: a name for :func:`~fewseg_ext.models.build_backbone`, or a module with ``pyramid(images)`` (three
+            maps, the finest first, the features last) and ``pyramid_channels``.
         weights: for a backbone given by name: None, a torchvision weights name, or a path.
-        latent_dim: D.
+        latent_dim: D, channels of a prototype.
         width: channels of the decoder's first two blocks; the third has half of them.
-        num_samples: L of predictions.
-        train_samples: L of the training.
+        num_samples: L, samples that a prediction averages.
+        train_samples: L of the training, samples whose losses are averaged.
         sample_from: where the training's samples come from, "prior" (as Algorithm 1) or "posterior".
         kl_weight: factor of the KL, which is summed over the latent channels and averaged over tasks and ways.
         kl_warmup: training steps in which the factor rises from 0 to ``kl_weight``.
         average: predictions average "probabilities" or "logits".
-        mean_weighting, variance_weighting: how shots are aggregated, "precision" or "uniform" (Table 2).
+        mean_weighting: how the shots' means are aggregated, "precision" or "uniform" (Table 2).
+        variance_weighting: how their variances are, "precision" or "uniform".
         deterministic: the paper's counterpart without a distribution: z is the mean, no KL.
         resize: "features" pools as if the features were upsampled to the mask, "masks" downsamples the mask.
     """
@@ -365,7 +375,7 @@ class VPI(nn.Module):
     def _gaussian(self, head: GaussianHead, features: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
         """[M,C,H,W] and bool [M,h,w] -> mean and variance [M,D]."""
         with torch.autocast(features.device.type, enabled=False):
-            return head(pool(features, foreground[:, None], self.resize)[:, 0])  # type: ignore[no-any-return]
+            return head(pool(features, foreground[:, None], self.resize)[:, 0])
 
     def _posterior(self, features: Tensor, masks: Tensor, ways: int) -> tuple[Tensor, Tensor]:
         """Mean and variance [B,N,D] from the query and its truth."""
@@ -378,8 +388,9 @@ class VPI(nn.Module):
     def _aggregate(self, state: GaussianState) -> tuple[Tensor, Tensor]:
         """The shots' Gaussians to one per way: [B,N,D] each."""
         tasks_ways = state.mean.shape[:2]
-        flat = (x.flatten(0, 1) for x in (state.mean, state.variance))
-        mean, variance = ops.gaussian_aggregate(*flat, self.mean_weighting, self.variance_weighting)
+        mean, variance = ops.gaussian_aggregate(
+            state.mean.flatten(0, 1), state.variance.flatten(0, 1), self.mean_weighting, self.variance_weighting
+        )
         return mean.unflatten(0, tasks_ways), variance.unflatten(0, tasks_ways)
 
     def _sample(self, gaussian: tuple[Tensor, Tensor], samples: int, generator: torch.Generator | None) -> Tensor:
@@ -394,7 +405,7 @@ class VPI(nn.Module):
         """[B,N,L,D] -> logits [B,L,N+1,H',W']."""
         ways = [self.decoder(pyramid, z[:, way].contiguous()) for way in range(z.shape[1])]
         if len(ways) == 1:
-            return ways[0]  # type: ignore[no-any-return]
+            return ways[0]
         scores = [way[:, :, 1] - way[:, :, 0] for way in ways]
         return torch.stack([torch.zeros_like(scores[0]), *scores], dim=2)
 

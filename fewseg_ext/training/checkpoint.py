@@ -22,6 +22,12 @@ class Checkpoint:
     iteration: int = 0
     history: list[float] = field(default_factory=list)  # the loss of every iteration
     training: dict[str, Any] = field(default_factory=dict)  # the fields of the TrainingConfig
+    seconds: float = 0.0  # spent so far
+    scaler: dict[str, Any] = field(default_factory=dict)  # of float16's gradients
+    random_states: list[dict[str, Tensor]] = field(default_factory=list)  # of torch, by process: "cpu", "cuda"
+    scores: list[dict[str, float]] = field(default_factory=list)  # of every validation: "iteration", "miou", "fb_iou"
+    recipe: dict[str, Any] = field(default_factory=dict)  # of `fewseg train`, resolved
+    photo_hashes: list[str] | None = None  # of the photos trained on; None where nobody asked for them
 
 
 def write_atomically(path: str | os.PathLike[str], write: Any) -> Path:
@@ -47,9 +53,27 @@ def write_atomically(path: str | os.PathLike[str], write: Any) -> Path:
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:
-    """Writes a checkpoint atomically."""
+    """Writes a checkpoint atomically.
+
+    Raises:
+        OSError: it could not be written, because the disk is full for example; what was at ``path`` is still there.
+    """
     content = {"format": FORMAT, **vars(checkpoint)}
-    return write_atomically(path, lambda file: torch.save(content, file))
+    try:
+        return write_atomically(path, lambda file: torch.save(content, file))
+    except (OSError, RuntimeError) as error:  # torch turns some failures of the file into RuntimeErrors of its own
+        if isinstance(error, RuntimeError) and not isinstance(error.__context__, OSError):
+            raise
+        cause = error if isinstance(error, OSError) else error.__context__
+        assert isinstance(cause, OSError)
+        kept = "; the one before it is intact" if Path(path).exists() else ""
+        raise OSError(f"the checkpoint {path} could not be written: {cause.strerror or cause}{kept}") from error
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Deletes the unfinished temporary files of checkpoints that a killed process left in ``folder``."""
+    for path in Path(folder).glob(".*.ckpt-*"):
+        path.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Checkpoint:
@@ -67,4 +91,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
         raise ValueError(f"{path} is not a checkpoint of fewseg_ext, or is damaged") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of fewseg_ext (format {FORMAT})")
-    return Checkpoint(**content)
+    try:
+        return Checkpoint(**content)
+    except TypeError as error:
+        raise ValueError(f"{path} was written by another version of fewseg_ext") from error

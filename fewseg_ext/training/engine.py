@@ -2,63 +2,26 @@
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fewseg_ext.training.checkpoint import Checkpoint
+from fewseg_ext.training.config import TrainingConfig as TrainingConfig
+from fewseg_ext.training.distributed import gather_random_states, mean_and_any, rank, world_size
+from fewseg_ext.training.progress import TrainingProgress
+
+KEYS = ("support_images", "support_masks", "query_images", "query_masks")
 
 
 class TrainingDiverged(RuntimeError):
     """The loss is no longer a finite number."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How to train. Exactly one of ``iterations`` and ``seconds`` says for how long.
-
-    A budget in iterations repeats bit for bit on one machine; one in seconds does as many iterations as fit. The
-    learning rate rises over the first ``warmup`` part of the budget and falls to zero along a cosine over the rest.
-    During the first ``support_first`` part only the loss of the support prototypes trains, the term that all prototype
-    models have: features first, then what is built on them.
-    """
-
-    iterations: int | None = None
-    seconds: float | None = None
-    batch_size: int = 8
-    optimizer: str = "adamw"  # or "sgd"
-    lr: float = 2e-3
-    head_lr: float | None = None  # of all that is not in `model.backbone`; None means lr
-    weight_decay: float = 1e-4
-    momentum: float = 0.9  # of sgd
-    warmup: float = 0.05
-    support_first: float = 0.0
-    max_grad_norm: float | None = 5.0
-    num_workers: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if (self.iterations is None) == (self.seconds is None):
-            raise ValueError("TrainingConfig: give either iterations or seconds")
-        if (self.iterations or self.seconds or 0) <= 0:
-            raise ValueError("TrainingConfig: the budget must be positive")
-        if self.optimizer not in ("adamw", "sgd"):
-            raise ValueError(f'TrainingConfig: optimizer must be "adamw" or "sgd", got {self.optimizer!r}')
-        if self.batch_size < 1:
-            raise ValueError(f"TrainingConfig: batch_size must be at least 1, got {self.batch_size}")
-
-    def lr_factor(self, done: float) -> float:
-        """The learning rate's factor when the part ``done`` (0..1) of the budget is spent."""
-        if done < self.warmup:
-            # Not from zero: the first iteration is to do something too.
-            return (0.1 + 0.9 * done / self.warmup) if self.warmup > 0 else 1.0
-        return 0.5 + 0.5 * math.cos(math.pi * min((done - self.warmup) / (1 - self.warmup), 1.0))
 
 
 class Trainer:
@@ -66,7 +29,8 @@ class Trainer:
 
     The loss is ``model(support_images, support_masks, query_images, query_masks).loss``. Iteration i takes the episodes
     i * batch_size onwards, from the start again after the last one, so what an iteration sees does not depend on how
-    the training got there.
+    the training got there. Several processes (`torch.distributed`) cut every batch into equal parts in order of rank,
+    and average their gradients: as the loss is a mean over episodes, this is the gradient of the whole batch.
 
     Args:
         model: with an attribute ``config``, a dictionary of plain values that goes into checkpoints.
@@ -74,6 +38,9 @@ class Trainer:
         config: how to train.
         device: where to train; the model is moved there.
         console: shows the progress bar; None shows nothing.
+
+    Raises:
+        ValueError: the batch cannot be cut into equal parts for the processes.
     """
 
     def __init__(
@@ -85,63 +52,104 @@ class Trainer:
         device: torch.device | str = "cpu",
         console: Console | None = None,
     ) -> None:
+        if config.batch_size % world_size():
+            raise ValueError(
+                f"batch_size: {config.batch_size} episodes cannot be divided among {world_size()} processes evenly"
+            )
         self.model = model.to(device)
         self.dataset = dataset
         self.config = config
         self.device = torch.device(device)
         self.console = console
         self.optimizer = _make_optimizer(model, config)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.iteration = 0
         self.seconds = 0.0
         self.history: list[float] = []
+        self.scores: list[dict[str, float]] = []
+        self.stop_requested = False
+        self._random_state: dict[str, Tensor] | None = None
+        self._parallel: nn.Module = model
+        if world_size() > 1:
+            # Buffers are the same everywhere already: normalisation is frozen, or of groups.
+            self._parallel = DistributedDataParallel(model, broadcast_buffers=False)
 
-    def run(self, description: str = "training") -> list[float]:
-        """Trains until the budget is spent; returns the loss of every iteration.
+    def run(self, description: str = "training", after_iteration: Callable[[], None] | None = None) -> list[float]:
+        """Trains until the budget is spent or ``stop_requested`` is set; returns the loss of every iteration.
+
+        Args:
+            description: of the progress bar.
+            after_iteration: called after every iteration, when the trainer's state is one that can be saved.
 
         Raises:
             TrainingDiverged: the loss is not finite.
         """
-        torch.manual_seed(self.config.seed)
+        self._set_random_state()
         self.model.train()
         batches = iter(
             DataLoader(
                 self.dataset,
-                batch_sampler=_EndlessBatches(len(self.dataset), self.config.batch_size, self.iteration),  # type: ignore[arg-type]
+                batch_sampler=EndlessBatches(
+                    len(self.dataset),  # type: ignore[arg-type]
+                    self.config.batch_size,
+                    self.iteration,
+                    rank(),
+                    world_size(),
+                ),
                 num_workers=self.config.num_workers,
+                # A loader draws a number when it starts, which must not come from the stream that the model draws from.
+                generator=torch.Generator().manual_seed(self.config.seed),
             )
         )
         spent_before, start = self.seconds, time.perf_counter()
-        with _TrainingProgress(self.console, description, self.config) as bar:
-            while self._done() < 1:
-                loss = self.step(next(batches))
-                self.seconds = spent_before + time.perf_counter() - start
-                bar.update(self.iteration, self.seconds, loss)
+        with TrainingProgress(self.console if rank() == 0 else None, description, self.config) as bar:
+            stopping = False
+            while self._done() < 1 and not stopping:
+                batch = next(batches)
+                loss = self.step(batch)
+                # All processes have to agree on the last iteration, whatever their clocks and signals say.
+                self.seconds, stopping = mean_and_any(
+                    spent_before + time.perf_counter() - start, self.stop_requested, self.device
+                )
+                if after_iteration is not None:
+                    after_iteration()
+                images = world_size() * sum(batch[key].shape[:-3].numel() for key in KEYS if key.endswith("images"))
+                miou = self.scores[-1]["miou"] if self.scores else None
+                bar.update(self.iteration, self.seconds, loss, images, miou)
         return self.history
 
     def step(self, batch: dict[str, Tensor]) -> float:
-        """One iteration on one batch of episodes; returns its loss."""
+        """One iteration on this process's part of a batch of episodes; returns the loss of the whole batch."""
         for group in self.optimizer.param_groups:
-            group["lr"] = group["full_lr"] * self.config.lr_factor(self._done())
-        keys = ("support_images", "support_masks", "query_images", "query_masks")
-        output = self.model(*(batch[key].to(self.device) for key in keys))
-        loss: Tensor = output.losses["support"] if self._done() < self.config.support_first else output.loss
-        value = float(loss.detach())
+            group["lr"] = group["full_lr"] * self.config.lr_factor(self._done(), self.iteration)
+        dtype = getattr(torch, self.config.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            output = self._parallel(*(batch[key].to(self.device, non_blocking=True) for key in KEYS))
+        loss: Tensor = output.loss
+        if self._done() < self.config.support_first:
+            loss = output.losses["support"]
+            if world_size() > 1:
+                # DistributedDataParallel waits for a gradient of everything that the output depends on.
+                loss = loss + 0 * output.loss
+        value, _ = mean_and_any(float(loss.detach()), False, self.device)
         if not math.isfinite(value):
             raise TrainingDiverged(
                 f"the loss became {value} in iteration {self.iteration + 1}; a lower learning rate than "
                 f"{self.config.lr:g} usually helps"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self.scaler.scale(loss).backward()
         if self.config.max_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.iteration += 1
         self.history.append(value)
         return value
 
     def checkpoint(self) -> Checkpoint:
-        """The present state, ready for `save_checkpoint`."""
+        """The present state, ready for `save_checkpoint`. With several processes all of them must call this."""
         return Checkpoint(
             model=dict(getattr(self.model, "config", {})),
             weights=self.model.state_dict(),
@@ -149,7 +157,42 @@ class Trainer:
             iteration=self.iteration,
             history=list(self.history),
             training=asdict(self.config),
+            seconds=self.seconds,
+            scaler=self.scaler.state_dict(),
+            random_states=gather_random_states(self.device),
+            scores=list(self.scores),
         )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes on from a checkpoint of the same model and settings, as if there had been no interruption.
+
+        The schedule and the place in the data follow from the iteration.
+
+        Raises:
+            ValueError: the checkpoint is of another model.
+        """
+        try:
+            self.model.load_state_dict(checkpoint.weights)
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError("the checkpoint is of another model or optimizer than this training's") from error
+        if checkpoint.scaler:
+            self.scaler.load_state_dict(checkpoint.scaler)
+        self.iteration = checkpoint.iteration
+        self.seconds = checkpoint.seconds
+        self.history = list(checkpoint.history)
+        self.scores = list(checkpoint.scores)
+        if len(checkpoint.random_states) == world_size():
+            self._random_state = checkpoint.random_states[rank()]
+
+    def _set_random_state(self) -> None:
+        """As the checkpoint left it; else from the seed, different in every process and after every interruption."""
+        if self._random_state is None:
+            torch.manual_seed(self.config.seed + rank() + world_size() * self.iteration)
+            return
+        torch.set_rng_state(self._random_state["cpu"].cpu())
+        if self.device.type == "cuda" and "cuda" in self._random_state:
+            torch.cuda.set_rng_state(self._random_state["cuda"].cpu(), self.device)
 
     def _done(self) -> float:
         """The part of the budget that is spent."""
@@ -174,54 +217,28 @@ def _make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     ]
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return adam(groups, weight_decay=config.weight_decay)
 
 
-class _EndlessBatches(Sampler[list[int]]):
-    """Consecutive indices, round and round; where to begin is a function of the iteration alone."""
+class EndlessBatches(Sampler[list[int]]):
+    """Consecutive indices, round and round; where to begin is a function of the iteration alone.
 
-    def __init__(self, length: int, batch_size: int, iteration: int) -> None:
+    Args:
+        length: of the data set.
+        batch_size: of all processes together.
+        iteration: the first.
+        rank: which part of each batch.
+        world_size: how many parts.
+    """
+
+    def __init__(self, length: int, batch_size: int, iteration: int, rank: int = 0, world_size: int = 1) -> None:
         self.length, self.batch_size, self.iteration = length, batch_size, iteration
+        self.part = batch_size // world_size
+        self.offset = rank * self.part
 
     def __iter__(self) -> Iterator[list[int]]:
-        first = self.iteration * self.batch_size
+        first = self.iteration * self.batch_size + self.offset
         while True:
-            yield [i % self.length for i in range(first, first + self.batch_size)]
+            yield [i % self.length for i in range(first, first + self.part)]
             first += self.batch_size
-
-
-class _TrainingProgress:
-    """A bar with the smoothed loss, the speed and the time left; silent without a console."""
-
-    def __init__(self, console: Console | None, description: str, config: TrainingConfig) -> None:
-        self.by_time = config.iterations is None
-        self.loss: float | None = None
-        columns = [
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[done]}") if self.by_time else MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        ]
-        self.progress = Progress(*columns, console=console, disable=console is None)
-        total = config.seconds if self.by_time else config.iterations
-        self.task = self.progress.add_task(description, total=total, done="", loss="-", speed="")
-
-    def __enter__(self) -> "_TrainingProgress":
-        self.progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.progress.stop()
-
-    def update(self, iteration: int, seconds: float, loss: float) -> None:
-        self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
-        self.progress.update(
-            self.task,
-            completed=seconds if self.by_time else iteration,
-            done=f"{iteration} it",
-            loss=f"{self.loss:.3f}",
-            speed=f"{iteration / max(seconds, 1e-9):.1f} it/s",
-        )

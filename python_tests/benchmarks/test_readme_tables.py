@@ -10,5 +10,5 @@ def test_readme_is_what_the_results_make_of_it() -> None:
 
 
 def test_a_table_without_a_place_is_an_error() -> None:
-    with pytest.raises(ValueError, match="README.md has the tables"):
+    with pytest.raises(ValueError, match="has the tables"):
         rewritten("no table here")

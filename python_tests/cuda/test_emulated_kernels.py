@@ -66,7 +66,7 @@ def test_driver_gives_the_same_bits_in_every_order(tmp_path: Path) -> None:
     results = {order: checksums(driver, order) for order in ("forward", "reverse", "shuffled")}
     assert len(set(results.values())) == 1, results
     kernels = {line.split()[0] for line in results["forward"].splitlines()[:-1]}
-    assert {"cosines", "pool", "combine", "descend", "ascend", "resize", "loss", "residual"} <= kernels
+    assert {"cosines", "pool", "combine", "steps", "resident", "resize", "loss", "residual"} <= kernels
     assert {"gaussian_sample", "sample_prototypes", "average_samples", "add_table", "sum_classes"} <= kernels
 
 

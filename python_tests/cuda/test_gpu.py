@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fewseg_ext
+from fewseg_ext._info import DeviceLimits, plan_inner_opt
 from samples import SAMPLES, Sample, Sizes, results
 
 every_sample = pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: "-".join(filter(None, (s.name, s.variant))))
@@ -73,16 +74,47 @@ def test_no_synchronisation() -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
-def test_ten_thousand_repeats_have_the_same_bits() -> None:
-    """The hand-over to the last block is ordered by fences, which the emulator cannot test."""
+def limits() -> DeviceLimits:
+    gpu = torch.cuda.get_device_properties()
+    return DeviceLimits(
+        multiprocessors=gpu.multi_processor_count,
+        shared_per_block=gpu.shared_memory_per_block_optin,
+        shared_per_multiprocessor=gpu.shared_memory_per_multiprocessor,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kernel", "sizes"),
+    [
+        ("resident", Sizes(tasks=3, classes=3, channels=200, height=40, width=41)),
+        ("steps", Sizes(tasks=1, classes=3, channels=600, height=200, width=201)),  # 96 MB: on no GPU's chip
+    ],
+)
+def test_ten_thousand_repeats_have_the_same_bits(kernel: str, sizes: Sizes) -> None:
+    """The barrier of the grid and the hand-over to the last block order memory, which the emulator cannot test."""
+    size = (sizes.tasks, sizes.classes, sizes.channels, sizes.height, sizes.width)
+    assert plan_inner_opt(*size, torch.float32, limits())["kernel"] == kernel
     sample = next(s for s in SAMPLES if s.name == "inner_opt")
-    args = sample.arguments(Sizes(tasks=3, classes=3, channels=200, height=40, width=41), torch.float32, gradients=True)
+    args = sample.arguments(sizes, torch.float32, gradients=True)
     expected = run(sample, args)
     different = torch.zeros((), dtype=torch.bool)
     for _ in range(10_000):
         for x, y in zip(run(sample, args), expected, strict=True):
             different |= (x != y).any()
     assert not different
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_has_the_bits_of_its_tasks(dtype: torch.dtype) -> None:
+    """At full size, where a batch takes other launches than one task: several tasks at a time, and several rounds."""
+    features = torch.randn(5, 512, 53, 53).to(dtype)
+    prototypes = torch.nn.functional.normalize(torch.randn(5, 2, 512), dim=2)
+    target = torch.randint(0, 2, (5, 53, 53))
+    batch = fewseg_ext.inner_opt(features, prototypes, target)
+    for i in range(5):
+        assert torch.equal(
+            batch[i : i + 1], fewseg_ext.inner_opt(*(x[i : i + 1] for x in (features, prototypes, target)))
+        )
 
 
 def test_debug_mode_raises_for_wrong_labels() -> None:

@@ -1,4 +1,5 @@
-"""Removes each barrier of the CUDA kernels in a copy of the sources, one at a time: do the emulated tests notice?
+"""Removes each barrier of the CUDA kernels (and each wait for asynchronous copies) in a copy of the sources, one at a
+time: do the emulated tests notice?
 
     python python_tests/emulator/mutation.py --list
     python python_tests/emulator/mutation.py --build "cmake --build {copy}/build/emulated" --test "pytest -x ..."
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = Path("csrc/emulator/unnoticed_barriers.txt")
 ORDERS = ("forward", "reverse", "shuffled")
 # Fences are not among them: fibers are sequentially consistent, so no test here could miss one.
-BARRIER = re.compile(r"\b(?:fewseg::)?(?:__syncthreads|__syncwarp|grid_sync)\s*\(")
+BARRIER = re.compile(r"\b(?:fewseg::)?(?:__syncthreads|__syncwarp|grid_sync|copies_done)\s*\(")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ CORRECT = [
     "atomics",
     "last_block",
     "cooperative",
+    "asynchronous_copies",
     "early_return",
     "host_threads",
     "half",
@@ -51,6 +52,8 @@ REPORTED = {
     "take_beyond_plan": r"takes 52 bytes of shared memory as array 1 after 16 bytes, but the launch plan has 64",
     "takes_differ": r"takes (40|36) bytes as shared array 1, where another take was of (36|40) bytes",
     "stack_overflow": r"stack overflowed",
+    "copies_never_waited_for": r"returns without having waited for its asynchronous copies",
+    "misaligned_copy": r"copies 8 bytes to or from an address that is no multiple of them",
     "trap": r"block \(0, 0, 0\), thread 9: __trap\(\)",
     "exception": r"thrown by the kernel",
     "nested_launch": r"launch\(\) inside a kernel",
@@ -130,6 +133,11 @@ def test_uninitialised_shared_memory_is_nan(program, order):
 
 
 @pytest.mark.parametrize("order", ORDERS)
+def test_asynchronous_copies_are_not_there_early(program, order):
+    output(program, "copy_read_too_early", order=order)
+
+
+@pytest.mark.parametrize("order", ORDERS)
 def test_read_past_the_end_is_nan(program, order):
     assert "nan" in output(program, "read_off_by_one", order=order)
 
@@ -147,7 +155,14 @@ def test_count_too_early_is_noticed_where_blocks_interleave(program):
 
 
 def test_every_case_is_tested(program):
-    others = ["counted_too_early", "counter_not_reset", "device", "read_off_by_one", "uninitialised"]
+    others = [
+        "copy_read_too_early",
+        "counted_too_early",
+        "counter_not_reset",
+        "device",
+        "read_off_by_one",
+        "uninitialised",
+    ]
     assert output(program).split() == sorted([*CORRECT, *REPORTED, *DISAGREE, *others])
 
 

@@ -63,7 +63,7 @@ def test_removes_one_and_keeps_the_lines():
 def test_finds_every_barrier_of_the_kernels():
     for file in (CSRC / "cuda").glob("*.cuh"):
         code = mutation.without_comments(file.read_text())
-        expected = sum(code.count(name) for name in ("__syncthreads()", "__syncwarp(", "grid_sync("))
+        expected = sum(code.count(name) for name in ("__syncthreads()", "__syncwarp(", "grid_sync(", "copies_done("))
         assert len(mutation.find_barriers(file.read_text(), file.name)) == expected
 
 

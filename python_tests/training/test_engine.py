@@ -1,4 +1,5 @@
 import io
+import math
 import time
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from torch import nn
 from fewseg_ext.data.episodes import EpisodeDataset
 from fewseg_ext.models.biopt import BiOpt
 from fewseg_ext.models.conv4 import Conv4
+from fewseg_ext.models.vpi import VPI
 from fewseg_ext.training.checkpoint import load_checkpoint, save_checkpoint
 from fewseg_ext.training.engine import Trainer, TrainingConfig, TrainingDiverged
 
@@ -111,6 +113,24 @@ def test_a_budget_of_seconds_is_kept():
     assert 3 <= trainer.iteration <= 25
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("model_class", [BiOpt, VPI])
+def test_mixed_precision_trains_and_keeps_weights_in_float32(precision, model_class):
+    torch.manual_seed(0)
+    # The scale of float16 begins too large, and halves until the gradients are finite.
+    config = TrainingConfig(iterations=6, batch_size=2, precision=precision)
+    trainer = Trainer(model_class(Conv4(out_channels=16, width=8)), episodes(), config)
+    before = trainer.model.backbone.blocks[0][0].weight.clone()
+    dtypes = []
+    trainer.model.backbone.register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
+    assert all(math.isfinite(loss) for loss in trainer.run())
+    assert not torch.equal(trainer.model.backbone.blocks[0][0].weight, before)
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    assert trainer.scaler.is_enabled() == (precision == "float16")
+    assert all(buffer.isfinite().all() for buffer in trainer.model.state_dict().values())
+    assert set(dtypes) == {getattr(torch, precision)}
+
+
 def test_batches_are_consecutive_and_wrap_around():
     data = episodes(5)
     queries = [data[i]["query_images"].mean() for i in range(5)]
@@ -125,6 +145,13 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     factors = [config.lr_factor(done) for done in (0.0, 0.1, 0.2, 0.6, 1.0, 1.5)]
     assert factors == pytest.approx([0.1, 0.55, 1.0, 0.5, 0.0, 0.0])
     assert TrainingConfig(iterations=10, warmup=0.0).lr_factor(0.0) == 1.0
+
+
+def test_steps_and_constant_rates():
+    config = TrainingConfig(iterations=10, schedule="step", decay_at=(4, 8), decay_factor=0.5, warmup=0.0)
+    assert [config.lr_factor(i / 10, i) for i in (0, 3, 4, 7, 8)] == [1, 1, 0.5, 0.5, 0.25]
+    config = TrainingConfig(iterations=10, schedule="constant", warmup=0.2)
+    assert [config.lr_factor(i / 10, i) for i in (0, 2, 9)] == [0.1, 1, 1]
 
 
 def test_the_schedule_reaches_the_optimizer():
@@ -155,7 +182,7 @@ def test_the_bar_shows_loss_speed_and_time_left():
     console = Console(file=stream, force_terminal=True, width=140)
     Trainer(Scripted([0.625]), episodes(), TrainingConfig(iterations=4, batch_size=1), console=console).run("fitting")
     shown = stream.getvalue()
-    for part in ("fitting", "4/4", "loss 0.62", "it/s", "left"):
+    for part in ("fitting", "4/4", "loss 0.62", "images/s", "left"):
         assert part in shown
 
 
@@ -174,6 +201,8 @@ def test_without_console_nothing_is_shown(capsys):
         ({"seconds": -1.0}, "budget must be positive"),
         ({"iterations": 1, "optimizer": "magic"}, "'magic'"),
         ({"iterations": 1, "batch_size": 0}, "batch_size must be at least 1"),
+        ({"iterations": 1, "schedule": "step"}, "needs rising iterations in decay_at"),
+        ({"iterations": 1, "precision": "int8"}, "'int8'"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(fields, message):

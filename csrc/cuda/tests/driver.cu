@@ -1,101 +1,26 @@
 // Launches every kernel once on small odd shapes, without torch: what compute-sanitizer watches on a GPU, and a program
 // that the emulator runs too. Prints one checksum per kernel; sums of the same run twice must have the same bits.
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <vector>
-
 #include "../cosine.cuh"
 #include "../cosine_cross_entropy.cuh"
 #include "../features.cuh"
 #include "../gaussian_launch.h"
-#include "../inner_opt.cuh"
 #include "../labels.cuh"
 #include "../masked_avg_pool.cuh"
 #include "../monte_carlo.cuh"
 #include "../resize.cuh"
 #include "../sample_prototypes.cuh"
 #include "../tiled_conv2d.cuh"
+#include "arrays.h"
+#include "inner_opt_cases.h"
 
 namespace {
 
-using namespace fewseg;
+using namespace driver;
 using A = float;
 
 // Sizes around the tiles: 2 tasks, 3 classes, 37 channels, 7 x 9 pixels (2 tiles, the second not full), 20 x 17
 // targets.
-constexpr int64_t B = 2, K = 3, C = 37, H = 7, W = 9, N = H * W, h = 20, w = 17, T = 9, kTerms2 = 2 * (K - 1);
-
-#ifdef FEWSEG_EMULATED
-void* allocate(size_t bytes) {
-  return std::calloc(1, bytes);
-}
-void release(void* pointer) {
-  std::free(pointer);
-}
-void copy(void* to, const void* from, size_t bytes) {
-  std::memcpy(to, from, bytes);
-}
-#else
-void* allocate(size_t bytes) {
-  void* pointer = nullptr;
-  check_launch(cudaMalloc(&pointer, bytes));
-  check_launch(cudaMemset(pointer, 0, bytes));
-  return pointer;
-}
-void release(void* pointer) {
-  check_launch(cudaFree(pointer));
-}
-void copy(void* to, const void* from, size_t bytes) {
-  check_launch(cudaMemcpy(to, from, bytes, cudaMemcpyDefault));
-}
-#endif
-
-// Device memory of its own for every array, so that an access beyond one is seen.
-template <class Value>
-class Array {
- public:
-  explicit Array(int64_t count) : count_(count), data_(static_cast<Value*>(allocate(count * sizeof(Value)))) {}
-  Array(int64_t count, int seed) : Array(count) {
-    std::vector<Value> values(count);
-    uint32_t state = uint32_t(seed) * 2654435761u + 1;
-    for (Value& value : values) {
-      state = state * 1664525u + 1013904223u;
-      value = std::is_floating_point_v<Value> ? Value((state >> 8) / 8388608.0 - 1) : Value((state >> 8) % K);
-    }
-    copy(data_, values.data(), count * sizeof(Value));
-  }
-  ~Array() { release(data_); }
-  Array(const Array&) = delete;
-  Array& operator=(const Array&) = delete;
-  operator Value*() const { return data_; }  // NOLINT(google-explicit-constructor)
-
-  std::vector<Value> read() const {
-    std::vector<Value> values(count_);
-    copy(values.data(), data_, count_ * sizeof(Value));
-    return values;
-  }
-
- private:
-  int64_t count_;
-  Value* data_;
-};
-
-int failures = 0;
-
-// Runs `body` twice; the two results must have the same bits and be finite.
-template <class Value, class Body>
-void twice(const char* name, const Array<Value>& result, const Body& body) {
-  body();
-  const std::vector<Value> first = result.read();
-  body();
-  const std::vector<Value> second = result.read();
-  double sum = 0;
-  for (const Value value : first) sum += double(value);
-  const bool same = std::memcmp(first.data(), second.data(), first.size() * sizeof(Value)) == 0;
-  if (!same || sum != sum) ++failures;
-  std::printf("%-28s %12.6f%s\n", name, sum, same ? "" : "  DIFFERS");
-}
+constexpr int64_t B = 2, K = 3, C = 37, H = 7, W = 9, N = H * W, h = 20, w = 17;
 
 template <bool kChannelsLast>
 void run_layout() {
@@ -103,10 +28,6 @@ void run_layout() {
   const Features<A> f{features, C, N, kChannelsLast ? 1 : N, kChannelsLast ? C : 1};
   const Array<A> inverse_norm(B * N), cosine(B * K * N), sums(B * K * C), out(B * C * N), own(B * N, 4);
   const Stream stream = nullptr;
-  twice("inverse_norms", inverse_norm, [&] {
-    launch(inverse_norms_kernel<kChannelsLast, A, A>, plan_cosines<A>(B, N, 1), stream, f,
-           static_cast<A*>(inverse_norm));
-  });
   twice("cosines", cosine, [&] {
     launch(cosines_kernel<kChannelsLast, 2, A, A>, plan_cosines<A>(B, N, 2), stream, f, static_cast<A*>(vectors),
            int(K), static_cast<A*>(inverse_norm), static_cast<A*>(cosine));
@@ -119,54 +40,13 @@ void run_layout() {
     launch(combine_kernel<kChannelsLast, A, A>, plan_combine<A>(B, N, C), stream, f, static_cast<A*>(weights),
            static_cast<A*>(vectors), int(K), static_cast<A*>(own), static_cast<A*>(out));
   });
-
-  // The inner optimisation: T steps forward, T back, the gradient.
-  const int64_t tiles = divide_up(N, kTilePixels), step = K * C, stride = (T + 1) * step;
-  const Array<A> unit(B * step), unit_norm(B * K), difference(B * (K - 1) * C), direction(B * (K - 1) * C);
-  const Array<A> partial(B * tiles * (K - 1) * C), total(B * step), weight(B), trajectory(B * stride),
-      h_sums(B * stride);
-  const Array<A> d(B * T * (K - 1) * N), v(B * step), coefficient(B * T * kTerms2 * N), basis(B * T * kTerms2 * C);
-  const Array<int> arrived(B), counts(B * 2);
-  const Array<int64_t> labels(B * N, 5);
-  const Array<int32_t> target(B * N);
-  const LaunchPlan parts{divide_up(N, kThreads), B, 1, kThreads, SharedBytes().add<int>(32).total()};
-  launch(convert_labels_kernel<int64_t>, parts, stream, static_cast<int64_t*>(labels), N, K, int64_t(255),
-         static_cast<int32_t*>(target), static_cast<int*>(counts));
-  launch(task_weights_kernel<A>, plan_elements(B), stream, static_cast<int*>(counts), int(B), 20.0, Divisor::task,
-         static_cast<A*>(weight));
-  const DescentState<A> state{unit, unit_norm, difference, direction, partial, total, arrived, int(K), C};
-  const Descent<A> descent{20, A(0.05), weight, inverse_norm, target};
-  twice("descend", trajectory, [&] {
-    for (int64_t task = 0; task < B; ++task) copy(trajectory + task * stride, vectors + task * step, step * sizeof(A));
-    launch(prepare_kernel<A>, plan_rows<A>(B), stream, state, static_cast<A*>(trajectory), stride,
-           static_cast<A*>(nullptr));
-    for (int64_t i = 0; i < T; ++i)
-      launch(descend_kernel<kChannelsLast, 2, A, A>, plan_sweep<A>(B, N, K - 1, 2, 1), stream, f, state, descent,
-             static_cast<A*>(trajectory) + i * step, static_cast<A*>(trajectory) + (i + 1) * step,
-             static_cast<A*>(h_sums) + i * step, stride, static_cast<A*>(d) + i * (K - 1) * N, T * (K - 1) * N);
-  });
-  twice("ascend", v, [&] {
-    copy(v, vectors, B * step * sizeof(A));
-    launch(prepare_kernel<A>, plan_rows<A>(B), stream, state, static_cast<A*>(trajectory) + (T - 1) * step, stride,
-           static_cast<A*>(v));
-    for (int64_t i = T - 1; i >= 0; --i)
-      launch(ascend_kernel<kChannelsLast, 2, A, A>, plan_sweep<A>(B, N, K - 1, 2, 2), stream, f, state, descent,
-             i > 0 ? static_cast<A*>(trajectory) + (i - 1) * step : nullptr, static_cast<A*>(h_sums) + i * step, stride,
-             static_cast<A*>(d) + i * (K - 1) * N, T * (K - 1) * N, static_cast<A*>(v),
-             static_cast<A*>(coefficient) + i * kTerms2 * N, T * kTerms2 * N, static_cast<A*>(nullptr),
-             static_cast<A*>(basis) + i * kTerms2 * C, T * kTerms2 * C);
-  });
-  twice("gradient", out, [&] {
-    launch(combine_kernel<kChannelsLast, A, A>, plan_combine<A>(B, N, C), stream, f, static_cast<A*>(coefficient),
-           static_cast<A*>(basis), int(T * kTerms2), static_cast<A*>(own), static_cast<A*>(out));
-  });
 }
 
 void run_planes() {
   const Array<A> masks(B * K * h * w, 6), planes(B * K * N), inverse_mass(B * K), back(B * K * h * w), weight(B, 7);
   const Array<A> gradient(1, 8), cosine(B * K * N, 9), pulled(B * K * H * w), loss(1);
   const Array<double> row_loss(B * h);
-  const Array<int32_t> labels(B * h * w, 10);
+  const Array<int32_t> labels(B * h * w, 10, K);
   const Stream stream = nullptr;
   for (const bool adjoint : {false, true})
     twice("resize", planes, [&] {
@@ -311,6 +191,13 @@ int main() {
   run_samples();
   run_tiled<false>();
   run_tiled<true>();
+  // Maps that allow loads of 16 bytes and maps that do not, in both layouts; the last chunk is full or not.
+  run_inner_opt<float, 1>("float", 2, 37, 39, false, 8, 2);
+  run_inner_opt<float, 4>("float", 7, 260, 28, false, 16, 1);
+  run_inner_opt<float, 1>("float", 2, 37, 39, true, 24, 1);
+  run_inner_opt<float, 4>("float", 3, 36, 40, true, 8, 3);
+  run_inner_opt<BFloat16, 1>("bfloat16", 2, 275, 39, false, 32, 1);
+  run_inner_opt<BFloat16, 1>("bfloat16", 2, 264, 21, true, 16, 1);
   std::printf("%s\n", failures ? "FAILED" : "ok");
   return failures ? 1 : 0;
 }

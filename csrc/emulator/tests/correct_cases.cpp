@@ -232,6 +232,33 @@ __global__ void some_return_early(float* data) {
   data[threadIdx.x] = value + __shfl_xor_sync(~0u, value, 1);
 }
 
+struct alignas(16) Four {
+  float at[4];
+};
+
+// Copies of all sizes, read by other threads after the wait and the barrier.
+__global__ void copy_to_shared(const Four* from, float* out) {
+  SharedMemory shared;
+  Four* array = shared.take<Four>(blockDim.x);
+  const unsigned i = threadIdx.x, other = blockDim.x - 1 - i;
+  if (i % 2) {
+    copy_async(array + i, from + i);
+  } else {
+    for (int k = 0; k < 4; ++k) copy_async(array[i].at + k, from[i].at + k);
+  }
+  copies_done();
+  __syncthreads();
+  out[i] = array[other].at[0] + array[other].at[3];
+}
+
+CASE(asynchronous_copies) {
+  std::vector<Four> from(96);
+  for (int i = 0; i < 96; ++i) from[i] = {{float(i), 0, 0, 0.5f}};
+  std::vector<float> out(96);
+  launch(copy_to_shared, plan(1, 96, shared_bytes<Four>(96)), nullptr, from.data(), out.data());
+  for (int i = 0; i < 96; ++i) expect_equal(out[i], 95.5f - float(i), "copied");
+}
+
 CASE(early_return) {
   std::vector<float> data(96, 1.0f);
   launch(some_return_early, plan(1, 96), nullptr, data.data());

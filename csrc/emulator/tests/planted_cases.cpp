@@ -137,6 +137,23 @@ CASE(uninitialised) {
     if (value == value) throw std::logic_error("a sum over uninitialised memory is a number");
 }
 
+__global__ void read_before_copied(const float* from, float* out) {
+  SharedMemory shared;
+  float* array = shared.take<float>(blockDim.x);
+  copy_async(array + threadIdx.x, from + threadIdx.x);
+  __syncthreads();
+  out[threadIdx.x] = array[threadIdx.x ^ 1];
+  __syncthreads();
+  copies_done();  // too late
+}
+
+CASE(copy_read_too_early) {
+  std::vector<float> from(64, 1.0f), out(64);
+  launch(read_before_copied, plan(1, 64, shared_bytes<float>(64)), nullptr, from.data(), out.data());
+  for (const float value : out)
+    if (value == value) throw std::logic_error("a copy was there before anybody waited for it");
+}
+
 __global__ void finish_without_reset(unsigned* finished, int* last_block_ran) {
   if (threadIdx.x != 0) return;
   if (atomicAdd(finished, 1u) == gridDim.x - 1) *last_block_ran += 1;
@@ -289,6 +306,27 @@ CASE(deep_stack) {
 
 __global__ void give_up() {
   if (threadIdx.x == 9) __trap();
+}
+
+__global__ void forget_copies(const float* from) {
+  SharedMemory shared;
+  float* array = shared.take<float>(blockDim.x);
+  copy_async(array + threadIdx.x, from + threadIdx.x);
+}
+CASE(copies_never_waited_for) {
+  const std::vector<float> from(32);
+  launch(forget_copies, plan(1, 32, shared_bytes<float>(32)), nullptr, from.data());
+}
+
+__global__ void copy_misaligned(const double* from) {
+  SharedMemory shared;
+  char* array = shared.take<char>(16);
+  if (threadIdx.x == 0) copy_async(reinterpret_cast<double*>(array + 4), from);
+  copies_done();
+}
+CASE(misaligned_copy) {
+  const double from = 1;
+  launch(copy_misaligned, plan(1, 32, 16), nullptr, &from);
 }
 CASE(trap) {
   launch(give_up, plan(1, 32), nullptr);

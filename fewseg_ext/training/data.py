@@ -1,0 +1,157 @@
+"""What a training sees: the base classes of a data set, some of them held out to select the model by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fewseg_ext.data.coco import COCO20i
+from fewseg_ext.data.episodes import EpisodeDataset, ImageSource
+from fewseg_ext.data.folder import open_folder
+from fewseg_ext.data.fss1000 import FSS1000
+from fewseg_ext.data.pascal import Pascal5i
+from fewseg_ext.data.synthetic import SyntheticConfig, generate_synthetic
+from fewseg_ext.data.transforms import SOURCE_IGNORE, PairTransform, biopt_transforms, vpi_transforms
+from fewseg_ext.progress import progress_bar
+
+# More than any training draws, so that it never sees an episode twice.
+EPISODES = 10**9
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The photos, and how episodes are made of them.
+
+    Args:
+        name: The data set; "folder" is a folder of your own photos, "generated" draws pictures into root first.
+        root: Its folder; for "generated" by default runs/generated.
+        fold: 0 to 3; its test classes are not trained on. For pascal5i and coco20i.
+        family: Lists of pascal5i: "P1", "P2" or "P3".
+        variant: How coco20i is cut into folds: "A" or "B".
+        year: Of coco20i: 2014 or 2017.
+        split: Classes of fss1000: "train" (520) or "trainval" (760).
+        held_out: What pixels of the fold's test classes are in training photos: "background" as in the papers,
+            "ignore", or "exclude", which leaves these photos out.
+        ways: Classes per episode.
+        shots: Labelled photos per class.
+        size: Side of the square that the model sees, in pixels.
+        augmentation: "biopt" scales and crops supports, "vpi" rotates, flips and crops all, "resize" does neither.
+        flip: Mirrors at random, with "biopt" or "resize"; "vpi" always does.
+        validation_classes: How many of the training classes are held out to select the best checkpoint by; 0 trains on
+            all of them and selects none. The fold's test classes are never looked at.
+    """
+
+    name: Literal["pascal5i", "coco20i", "fss1000", "folder", "generated"] = "generated"
+    root: str | None = None
+    fold: int = 0
+    family: Literal["P1", "P2", "P3"] = "P2"
+    variant: Literal["A", "B"] = "A"
+    year: int = 2014
+    split: Literal["train", "trainval"] = "trainval"
+    held_out: Literal["background", "ignore", "exclude"] = "background"
+    ways: int = 1
+    shots: int = 1
+    size: int = 417
+    augmentation: Literal["biopt", "vpi", "resize"] = "biopt"
+    flip: bool = False
+    validation_classes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.root is None and self.name != "generated":
+            raise ValueError(f"data.root: give the folder of {self.name}, for example --data.root data")
+        if self.validation_classes < 0:
+            raise ValueError(f"data.validation_classes: expected 0 or more, got {self.validation_classes}")
+
+
+class ClassSubset:
+    """Some classes of a source, as an `ImageSource`.
+
+    Args:
+        source: the whole.
+        class_ids: the classes to keep, in their new order.
+        ignored: classes whose pixels do not count; those of the others are background.
+    """
+
+    def __init__(self, source: ImageSource, class_ids: Sequence[int], ignored: Sequence[int] = ()) -> None:
+        self.source = source
+        self.class_ids = list(class_ids)
+        self.class_names = [source.class_names[class_id] for class_id in class_ids]
+        # The label of class c is c + 1, and the first entry is for SOURCE_IGNORE.
+        table = torch.zeros(len(source.class_names) + 2, dtype=torch.int16)
+        table[0] = SOURCE_IGNORE
+        for new, class_id in enumerate(self.class_ids):
+            table[class_id + 2] = new + 1
+        for class_id in ignored:
+            table[class_id + 2] = SOURCE_IGNORE
+        self._table = table
+
+    def num_images(self, class_id: int) -> int:
+        """How many images show the class."""
+        return self.source.num_images(self.class_ids[class_id])
+
+    def image_id(self, class_id: int, index: int) -> str:
+        """The photo's name."""
+        return self.source.image_id(self.class_ids[class_id], index)
+
+    def read(self, class_id: int, index: int) -> tuple[Tensor, Tensor]:
+        """Image uint8 [3,h,w] and labels int16 [h,w]."""
+        image, labels = self.source.read(self.class_ids[class_id], index)
+        return image, self._table[labels.long() + 1]
+
+
+def open_base_classes(config: DataConfig, console: Console | None = None) -> ImageSource:
+    """The photos of all base classes: of the training split, never of the test classes.
+
+    Raises:
+        ValueError, FileNotFoundError, ImportError: see the data sets.
+    """
+    root = config.root or "runs/generated"
+    if config.name == "pascal5i":
+        return Pascal5i(root, config.fold, "train", family=config.family, held_out=config.held_out)
+    if config.name == "coco20i":
+        return COCO20i(root, config.fold, "train", variant=config.variant, year=config.year, held_out=config.held_out)
+    if config.name == "fss1000":
+        return FSS1000(root, split=config.split)
+    if config.name == "folder":
+        return open_folder(root, min_images=config.shots + 1)
+    with progress_bar(console, "drawing pictures") as progress:
+        generate_synthetic(root, SyntheticConfig(), progress=progress)
+    return FSS1000(f"{root}/train", cache=True)
+
+
+def hold_out(source: ImageSource, count: int) -> tuple[ImageSource, ImageSource | None]:
+    """The classes to train on, and ``count`` classes, evenly spread over the source, to validate on.
+
+    Pixels of the validation classes are ignored in training photos. A photo of several classes can be in both parts:
+    the classes are new in validation, the photos need not be.
+
+    Raises:
+        ValueError: no class would be left to train on.
+    """
+    total = len(source.class_names)
+    if count == 0:
+        return source, None
+    if count >= total:
+        raise ValueError(f"data.validation_classes: {count} of {total} classes leave none to train on")
+    validation = [(2 * i + 1) * total // (2 * count) for i in range(count)]
+    train = [class_id for class_id in range(total) if class_id not in set(validation)]
+    return ClassSubset(source, train, ignored=validation), ClassSubset(source, validation)
+
+
+def training_episodes(source: ImageSource, config: DataConfig, seed: int) -> EpisodeDataset:
+    """Augmented episodes without end."""
+    if config.augmentation == "biopt":
+        transform, query_transform = biopt_transforms(config.size, config.flip)
+    elif config.augmentation == "vpi":
+        transform, query_transform = vpi_transforms(config.size)
+    else:
+        transform = query_transform = PairTransform(config.size, flip=config.flip)
+    return EpisodeDataset(source, EPISODES, config.ways, config.shots, seed, transform, query_transform)
+
+
+def validation_episodes(source: ImageSource, config: DataConfig, count: int) -> EpisodeDataset:
+    """The same resized episodes every time."""
+    return EpisodeDataset(source, count, config.ways, config.shots, 0, PairTransform(config.size))

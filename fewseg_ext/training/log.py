@@ -1,0 +1,56 @@
+"""What a training writes down while it runs: log.jsonl, and TensorBoard's files on request."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fewseg_ext.training.checkpoint import write_atomically
+
+
+class TrainingLog:
+    """One JSON object per line in ``log.jsonl``, in order of iteration.
+
+    Args:
+        folder: of the run.
+        iteration: the last one that counts; what a killed training wrote after its last checkpoint is removed.
+        tensorboard: also write TensorBoard's files, into ``folder/tensorboard``.
+
+    Raises:
+        ImportError: TensorBoard is asked for and missing.
+    """
+
+    def __init__(self, folder: Path, iteration: int = 0, tensorboard: bool = False) -> None:
+        self._board: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ImportError("run.tensorboard needs TensorBoard: pip install tensorboard") from error
+            self._board = SummaryWriter(folder / "tensorboard", purge_step=iteration + 1)
+        path = folder / "log.jsonl"
+        kept = (
+            [line for line in path.read_text().splitlines() if _iteration(line) <= iteration] if path.exists() else []
+        )
+        write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in kept).encode()))
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115  # open for the whole training
+
+    def write(self, iteration: int, **values: float) -> None:
+        """Numbers of one iteration."""
+        self._file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, iteration)
+
+    def close(self) -> None:
+        """Writes what is still in memory."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _iteration(line: str) -> float:
+    try:
+        return int(json.loads(line)["iteration"])
+    except (ValueError, KeyError, TypeError):
+        # The last line of a process that was killed while writing it.
+        return float("inf")
