@@ -37,6 +37,8 @@ def photo_hashes(source: ImageSource) -> list[str]:
 def seen_photos(source: ImageSource, hashes: Iterable[str]) -> list[str]:
     """The photos of ``source``, by name and sorted, that are among the `photo_hashes` of a training."""
     known = set(hashes)
+    if not known:
+        return []
     return sorted(name for name, digest in _hashes_by_name(source).items() if digest in known)
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from fewseg_ext.data.episodes import ImageSource
+from fewseg_ext.data.overlap import seen_photos
 from fewseg_ext.data.sources import open_source, source_kind
 from fewseg_ext.data.transforms import PairTransform
 from fewseg_ext.evaluation.evaluate import example_rows
@@ -58,13 +59,16 @@ class ModelChoice:
         if self.method not in METHODS:
             raise ValueError(f"method: {self.method!r} is unknown, expected one of {', '.join(METHODS)}")
 
-    def build(self, fold: int | None) -> tuple[PrototypeModel | VPI, dict[str, Any]]:
-        """The model in eval mode, and what it is: its arguments, and files by name and checksum."""
+    def build(self, fold: int | None) -> tuple[PrototypeModel | VPI, dict[str, Any], list[str]]:
+        """The model in eval mode; what it is: its arguments, and files by name and checksum; and the `photo_hashes` of
+        its training, where the checkpoint has them."""
+        hashes: list[str] = []
         if self.checkpoint is not None:
             path = self.checkpoint.replace(FOLD, str(fold))
             checkpoint = load_checkpoint(path)
             model = build_model(checkpoint.model)
             model.load_state_dict(checkpoint.weights)
+            hashes = checkpoint.photo_hashes or []
             about = {**model.config, "checkpoint": _file(path), "iterations": checkpoint.iteration}
         else:
             assert self.backbone is not None
@@ -73,7 +77,7 @@ class ModelChoice:
             about = {**model.config, "training": "none"}
             if self.weights is not None:
                 about["weights"] = _file(self.weights)
-        return model.eval(), about
+        return model.eval(), about, hashes
 
 
 def parse_folds(text: str, dataset: str, classes: Sequence[str] | None = None) -> list[int | None]:
@@ -111,7 +115,6 @@ def run_evaluation(
     device: torch.device | str = "cpu",
     num_workers: int = 0,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
-    shared_photos: Sequence[str] = (),
     console: Console | None = None,
 ) -> EvaluationReport:
     """Scores a model and writes the result.
@@ -130,7 +133,6 @@ def run_evaluation(
         device: where to run.
         num_workers: processes that read images.
         cache_bytes: see `Evaluator`.
-        shared_photos: names of scored photos that the model was trained on: a warning in every form of the report.
         console: shows the bar and the tables; None shows nothing.
 
     Raises:
@@ -149,6 +151,9 @@ def run_evaluation(
     # Drawn here too, so that too few images are an error before hours of work and not after.
     episodes = [len(protocol.draw(source, protocol.seeds[0])) for source in sources]
     models = [choice.build(fold) for fold in folds]
+    shared = {
+        name for source, (*_, hashes) in zip(sources, models, strict=True) for name in seen_photos(source, hashes)
+    }
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -160,7 +165,7 @@ def run_evaluation(
         def advance(episode: int, _: int) -> None:
             progress(done + episode, total)
 
-        for fold, source, count, (model, _) in zip(folds, sources, episodes, models, strict=True):
+        for fold, source, count, (model, *_) in zip(folds, sources, episodes, models, strict=True):
             evaluator = Evaluator(
                 model.to(device), source, protocol, device=device, num_workers=num_workers, cache_bytes=cache_bytes
             )
@@ -174,7 +179,7 @@ def run_evaluation(
 
     about = dict(models[0][1])
     if choice.checkpoint is not None:
-        about["checkpoint"] = ", ".join(model_about["checkpoint"] for _, model_about in models)
+        about["checkpoint"] = ", ".join(model_about["checkpoint"] for _, model_about, _ in models)
     report = EvaluationReport(
         dataset=dataset,
         num_folds=source_kind(dataset).folds if classes is None else 0,
@@ -182,7 +187,7 @@ def run_evaluation(
         model=about,
         protocol=protocol,
         folds=results,
-        shared_photos=list(shared_photos),
+        shared_photos=sorted(shared),
         environment={
             "device": torch.cuda.get_device_name(device) if str(device).startswith("cuda") else "CPU",
             "threads": torch.get_num_threads(),
