@@ -150,6 +150,13 @@ def evaluate(
         str | None, typer.Argument(help='Checkpoint; for several folds with "{fold}" in its name.', show_default=False)
     ] = None,
     fold: Annotated[str, typer.Option(help='A number, several like "0,2", or "all".')] = "all",
+    classes: Annotated[
+        str | None, typer.Option(help='Some classes by name, "cat,cow", of all folds together.', show_default=False)
+    ] = None,
+    year: Annotated[int | None, typer.Option(help="Of COCO: 2014 (default) or 2017.", show_default=False)] = None,
+    prepared: Annotated[
+        Path | None, typer.Option(help="The --out of `fewseg prepare`, if not inside ROOT.", show_default=False)
+    ] = None,
     ways: Annotated[int, typer.Option(help="Classes per episode.")] = 1,
     shots: Annotated[int, typer.Option(help="Labelled images per class.")] = 1,
     episodes: Annotated[int, typer.Option(help="Episodes per seed.")] = 1000,
@@ -176,7 +183,8 @@ def evaluate(
 
     try:
         choice = ModelChoice(checkpoint, backbone, weights, method)
-        folds = parse_folds(fold, dataset)
+        names = None if classes is None else [name.strip() for name in classes.split(",")]
+        folds = parse_folds(fold, dataset, names)
         protocol = EvaluationProtocol(
             episodes=None if every_image else episodes,
             seeds=tuple(range(seeds)),
@@ -195,6 +203,9 @@ def evaluate(
         root,
         folds,
         protocol,
+        classes=names,
+        year=year,
+        prepared=prepared,
         device=device,
         num_workers=workers,
         cache_bytes=cache_mib * 2**20,

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +24,32 @@ def shared_photos(train_source: ImageSource, test_source: ImageSource) -> list[s
         return _shared_files(train_source, test_source)
     train = set(_pixel_hashes(train_source).values())
     return sorted(name for name, digest in _pixel_hashes(test_source).items() if digest in train)
+
+
+def photo_hashes(source: ImageSource) -> list[str]:
+    """What a checkpoint keeps of its training photos under "photo_hashes": 8 bytes of a hash in hexadecimal each.
+
+    Of a `PhotoSource` the files' bytes are hashed, of others the decoded pixels; sorted, each once.
+    """
+    return sorted(set(_hashes_by_name(source).values()))
+
+
+def seen_photos(source: ImageSource, hashes: Iterable[str]) -> list[str]:
+    """The photos of ``source``, by name and sorted, that are among the `photo_hashes` of a training."""
+    known = set(hashes)
+    if not known:
+        return []
+    return sorted(name for name, digest in _hashes_by_name(source).items() if digest in known)
+
+
+def _hashes_by_name(source: ImageSource) -> dict[str, str]:
+    if not isinstance(source, PhotoSource):
+        return {name: digest[:8].hex() for name, digest in _pixel_hashes(source).items()}
+    return {
+        source.image_id(class_id, index): _file_hash(path)[:8].hex()
+        for class_id, photos in enumerate(source.photos)
+        for index, path in enumerate(photos)
+    }
 
 
 def _shared_files(train_source: PhotoSource, test_source: PhotoSource) -> list[str]:

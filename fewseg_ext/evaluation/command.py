@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from fewseg_ext.data.episodes import ImageSource
+from fewseg_ext.data.overlap import seen_photos
 from fewseg_ext.data.sources import open_source, source_kind
 from fewseg_ext.data.transforms import PairTransform
 from fewseg_ext.evaluation.evaluate import example_rows
@@ -58,13 +59,16 @@ class ModelChoice:
         if self.method not in METHODS:
             raise ValueError(f"method: {self.method!r} is unknown, expected one of {', '.join(METHODS)}")
 
-    def build(self, fold: int | None) -> tuple[PrototypeModel | VPI, dict[str, Any]]:
-        """The model in eval mode, and what it is: its arguments, and files by name and checksum."""
+    def build(self, fold: int | None) -> tuple[PrototypeModel | VPI, dict[str, Any], list[str]]:
+        """The model in eval mode; what it is: its arguments, and files by name and checksum; and the `photo_hashes` of
+        its training, where the checkpoint has them."""
+        hashes: list[str] = []
         if self.checkpoint is not None:
             path = self.checkpoint.replace(FOLD, str(fold))
             checkpoint = load_checkpoint(path)
             model = build_model(checkpoint.model)
             model.load_state_dict(checkpoint.weights)
+            hashes = checkpoint.photo_hashes or []
             about = {**model.config, "checkpoint": _file(path), "iterations": checkpoint.iteration}
         else:
             assert self.backbone is not None
@@ -73,18 +77,20 @@ class ModelChoice:
             about = {**model.config, "training": "none"}
             if self.weights is not None:
                 about["weights"] = _file(self.weights)
-        return model.eval(), about
+        return model.eval(), about, hashes
 
 
-def parse_folds(text: str, dataset: str) -> list[int | None]:
-    """Folds from "1", "0,2" or "all"; [None] for a data set without folds.
+def parse_folds(text: str, dataset: str, classes: Sequence[str] | None = None) -> list[int | None]:
+    """Folds from "1", "0,2" or "all"; [None] for a data set without folds, or for classes in place of a fold.
 
     Raises:
         ValueError: an unknown data set, or what is no fold of it.
     """
     count = source_kind(dataset).folds
-    if count == 0 and text == "all":
+    if text == "all" and (count == 0 or classes is not None):
         return [None]
+    if classes is not None:
+        raise ValueError("fold: classes stand in place of a fold, so give one of the two")
     if text == "all":
         return list(range(count))
     parts = [part.strip() for part in text.split(",")]
@@ -103,10 +109,12 @@ def run_evaluation(
     folds: Sequence[int | None],
     protocol: EvaluationProtocol,
     *,
+    classes: Sequence[str] | None = None,
+    year: int | None = None,
+    prepared: str | os.PathLike[str] | None = None,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
-    shared_photos: Sequence[str] = (),
     console: Console | None = None,
 ) -> EvaluationReport:
     """Scores a model and writes the result.
@@ -119,10 +127,12 @@ def run_evaluation(
         root: the data set's folder.
         folds: which, or [None] for a data set without folds.
         protocol: how to score.
+        classes: some by name, of all folds together: ``folds`` is [None] then.
+        year: of COCO.
+        prepared: where `fewseg prepare` wrote, if not into ``root``.
         device: where to run.
         num_workers: processes that read images.
         cache_bytes: see `Evaluator`.
-        shared_photos: names of scored photos that the model was trained on: a warning in every form of the report.
         console: shows the bar and the tables; None shows nothing.
 
     Raises:
@@ -134,10 +144,16 @@ def run_evaluation(
             f"{choice.checkpoint} was trained for one fold and has seen the classes of the others: give the fold, or "
             f'one checkpoint per fold with "{FOLD}" in its name'
         )
-    sources = [open_source(dataset, Path(root), fold) for fold in folds]
+    if choice.checkpoint is not None and FOLD in choice.checkpoint and None in folds:
+        raise ValueError(f'{choice.checkpoint}: "{FOLD}" stands for a fold\'s number, and no fold was chosen')
+    where = None if prepared is None else Path(prepared)
+    sources = [open_source(dataset, Path(root), fold, classes=classes, year=year, prepared=where) for fold in folds]
     # Drawn here too, so that too few images are an error before hours of work and not after.
     episodes = [len(protocol.draw(source, protocol.seeds[0])) for source in sources]
     models = [choice.build(fold) for fold in folds]
+    shared = {
+        name for source, (*_, hashes) in zip(sources, models, strict=True) for name in seen_photos(source, hashes)
+    }
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -149,7 +165,7 @@ def run_evaluation(
         def advance(episode: int, _: int) -> None:
             progress(done + episode, total)
 
-        for fold, source, count, (model, _) in zip(folds, sources, episodes, models, strict=True):
+        for fold, source, count, (model, *_) in zip(folds, sources, episodes, models, strict=True):
             evaluator = Evaluator(
                 model.to(device), source, protocol, device=device, num_workers=num_workers, cache_bytes=cache_bytes
             )
@@ -158,19 +174,20 @@ def run_evaluation(
                 seeds.append(evaluator.run(seed, advance))
                 done += count
             encoded += evaluator.images_encoded
-            results.append(FoldScores(fold, seeds))
+            results.append(FoldScores(fold, seeds, source.description))
     seconds = time.perf_counter() - start
 
     about = dict(models[0][1])
     if choice.checkpoint is not None:
-        about["checkpoint"] = ", ".join(model_about["checkpoint"] for _, model_about in models)
+        about["checkpoint"] = ", ".join(model_about["checkpoint"] for _, model_about, _ in models)
     report = EvaluationReport(
         dataset=dataset,
-        num_folds=source_kind(dataset).folds,
+        num_folds=source_kind(dataset).folds if classes is None else 0,
+        published=classes is None and year in (None, 2014),
         model=about,
         protocol=protocol,
         folds=results,
-        shared_photos=list(shared_photos),
+        shared_photos=sorted(shared),
         environment={
             "device": torch.cuda.get_device_name(device) if str(device).startswith("cuda") else "CPU",
             "threads": torch.get_num_threads(),

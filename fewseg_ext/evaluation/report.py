@@ -42,6 +42,7 @@ class FoldScores:
 
     fold: int | None  # None for a data set without folds
     seeds: list[dict[str, Scores]]  # in the order of the protocol's seeds, by resolution
+    data: str = ""  # the source's own description
 
     def spread(self, resolution: str, metric: str) -> Spread:
         """Of "miou", "fb_iou" or "positive_iou"."""
@@ -62,6 +63,7 @@ class EvaluationReport:
     model: Mapping[str, Any]  # what it was, in plain values
     protocol: EvaluationProtocol
     folds: list[FoldScores]
+    published: bool = True  # whether the papers' figures compare: not with a choice of classes or another year
     shared_photos: Sequence[str] = ()  # scored photos that the model was trained on, by name
     environment: Mapping[str, Any] = field(default_factory=dict)  # machine and speed: not part of the result
 
@@ -80,6 +82,11 @@ class EvaluationReport:
     def title(self) -> str:
         """Data set and task."""
         return f"{self.dataset}, {self.protocol.ways}-way {self.protocol.shots}-shot"
+
+    @property
+    def protocol_line(self) -> str:
+        """The data and the protocol."""
+        return "; ".join([*(fold.data for fold in self.folds if fold.data), str(self.protocol)])
 
     @property
     def warning(self) -> str | None:
@@ -114,7 +121,7 @@ def print_report(console: Console, report: EvaluationReport) -> None:
         for row in rows:
             table.add_row(*row)
         console.print(table)
-    console.print(f"\nProtocol: {report.protocol}.", highlight=False)
+    console.print(f"\nProtocol: {report.protocol_line}.", highlight=False)
     if report.warning:
         console.print(f"Warning: {report.warning}.", style="yellow", highlight=False, markup=False)
 
@@ -124,7 +131,8 @@ def as_json(report: EvaluationReport) -> dict[str, Any]:
     return {
         "dataset": report.dataset,
         "model": dict(report.model),
-        "protocol": {"line": str(report.protocol), **asdict(report.protocol)},
+        "data": [fold.data for fold in report.folds],
+        "protocol": {"line": report.protocol_line, **asdict(report.protocol)},
         "scores": {
             resolution: {
                 **{
@@ -160,15 +168,14 @@ def as_csv(report: EvaluationReport) -> str:
                 for metric, name, value in values:
                     number = "" if value != value else repr(value)
                     fold_name = "" if fold.fold is None else fold.fold
-                    writer.writerow(
-                        [report.dataset, fold_name, seed, resolution, metric, name, number, str(report.protocol)]
-                    )
+                    line = f"{fold.data}; {report.protocol}" if fold.data else str(report.protocol)
+                    writer.writerow([report.dataset, fold_name, seed, resolution, metric, name, number, line])
     return text.getvalue()
 
 
 def as_markdown(report: EvaluationReport) -> str:
     """The tables, for a README or an issue."""
-    lines = [f"# {report.title}", "", f"Protocol: {report.protocol}.", ""]
+    lines = [f"# {report.title}", "", f"Protocol: {report.protocol_line}.", ""]
     lines += [f"- {name}: {value}" for name, value in report.model.items()]
     if report.warning:
         lines += ["", f"**Warning: {report.warning}.**"]
@@ -182,7 +189,7 @@ def as_markdown(report: EvaluationReport) -> str:
 
 def _published(report: EvaluationReport, metric: str) -> list[PublishedScore]:
     """The papers do not say how they read "positive IoU", so those figures stand beside both readings."""
-    if report.protocol.ways != 1:
+    if report.protocol.ways != 1 or not report.published:
         return []
     names = ("miou", "positive_iou") if metric == "miou" else (metric,)
     return [row for name in names for row in published_scores(report.dataset, report.protocol.shots, name)]

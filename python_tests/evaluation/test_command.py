@@ -9,6 +9,9 @@ from PIL import Image
 
 from fewseg_ext.data.episodes import EpisodeDataset
 from fewseg_ext.data.fss1000 import FSS1000
+from fewseg_ext.data.overlap import photo_hashes
+from fewseg_ext.data.prepare.coco20i import prepare_coco20i
+from fewseg_ext.data.prepare.pascal5i import prepare_pascal5i
 from fewseg_ext.data.sources import SOURCES, SourceKind, open_source
 from fewseg_ext.data.synthetic import SyntheticConfig, generate_synthetic
 from fewseg_ext.data.transforms import PairTransform
@@ -17,6 +20,7 @@ from fewseg_ext.evaluation.evaluate import evaluate
 from fewseg_ext.evaluation.protocol import EvaluationProtocol
 from fewseg_ext.models.biopt import PrototypeBaseline
 from fewseg_ext.training.checkpoint import Checkpoint, save_checkpoint
+from photo_files import box, coco_json, two_boxes, write_json, write_photo, write_voc
 
 PROTOCOL = EvaluationProtocol(episodes=6, seeds=(0, 1), input_size=32, square_size=32)
 CONV4 = ModelChoice(backbone="conv4", method="baseline")
@@ -63,6 +67,19 @@ def test_a_checkpoint_scores_like_its_model(photos, tmp_path):
     assert report.model["checkpoint"].startswith("model.ckpt (sha256 ")
 
 
+def test_photos_of_the_training_are_a_warning(photos, tmp_path):
+    model = PrototypeBaseline("conv4")
+    first = FSS1000(photos).class_names[0]
+    hashes = photo_hashes(open_source("folder", photos, classes=[first]))
+    assert len(hashes) == 4
+    save_checkpoint(tmp_path / "m.ckpt", Checkpoint(model.config, model.state_dict(), photo_hashes=hashes))
+    report = run_evaluation(
+        tmp_path / "out", ModelChoice(str(tmp_path / "m.ckpt")), "fss1000", photos, [None], PROTOCOL
+    )
+    assert list(report.shared_photos) == [f"{first}/{path.name}" for path in sorted((photos / first).glob("*.jpg"))]
+    assert "4 of the scored photos were in the training too" in (tmp_path / "out" / "evaluation.md").read_text()
+
+
 def test_every_fold_takes_its_own_checkpoint(photos, tmp_path, two_folds):
     for fold in range(2):
         torch.manual_seed(fold)
@@ -82,10 +99,10 @@ def test_every_fold_takes_its_own_checkpoint(photos, tmp_path, two_folds):
 
 def test_every_image_once(photos, tmp_path):
     protocol = EvaluationProtocol(episodes=None, seeds=(0,), input_size=32, square_size=None)
-    run_evaluation(tmp_path, CONV4, "fss1000", photos, [None], protocol, shared_photos=["a/1.jpg"])
+    run_evaluation(tmp_path, CONV4, "fss1000", photos, [None], protocol)
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert content["environment"]["images_encoded"] == 3 * 4
-    assert content["shared_photos"] == ["a/1.jpg"]
+    assert content["shared_photos"] == []
     assert set(content["scores"]) == {"original"}
     rows = list(csv.DictReader((tmp_path / "evaluation.csv").read_text().splitlines()))
     assert all("every image the query once" in row["protocol"] for row in rows)
@@ -109,8 +126,52 @@ def test_folds_are_read(two_folds):
             parse_folds(text, "folded")
     with pytest.raises(ValueError, match="no folds"):
         parse_folds("0", "fss1000")
-    with pytest.raises(ValueError, match="'imagenet' is unknown, expected one of fss1000"):
+    with pytest.raises(ValueError, match="'imagenet' is unknown, expected one of pascal5i-p1, "):
         parse_folds("all", "imagenet")
+
+
+def test_classes_stand_in_place_of_a_fold(photos, tmp_path):
+    assert parse_folds("all", "pascal5i-p2", ["cat"]) == [None]
+    with pytest.raises(ValueError, match="in place of a fold"):
+        parse_folds("1", "pascal5i-p2", ["cat"])
+    whole = open_source("fss1000", photos)
+    names = [whole.class_names[2], whole.class_names[0]]
+    part = open_source("fss1000", photos, classes=names)
+    assert part.class_names == names
+    assert (part.image_id(0, 1), part.image_id(1, 1)) == (whole.image_id(2, 1), whole.image_id(0, 1))
+    for new, old in ((0, 2), (1, 0)):
+        assert torch.equal(part.read_labels(new, 1) == new + 1, whole.read_labels(old, 1) == old + 1)
+    report = run_evaluation(tmp_path / "out", CONV4, "fss1000", photos, [None], PROTOCOL, classes=names)
+    assert list(report.class_spreads("original")) == names
+    assert report.protocol_line.startswith(f"{part.description}; 6 episodes")
+    assert "not the official test classes" in part.description
+
+
+def test_pascal_and_coco_are_opened_by_name(tmp_path):
+    write_voc(tmp_path, {"val": {"2008_000001": two_boxes(1, 8)}, "train": {"2008_000002": two_boxes(1, 8)}})
+    prepare_pascal5i(tmp_path, tmp_path / "out")
+    for family, photo in (("p1", "2008_000002"), ("p2", "2008_000001"), ("p3", "2008_000001")):
+        by_fold = open_source(f"pascal5i-{family}", tmp_path, 1, prepared=tmp_path / "out")
+        assert by_fold.image_id(by_fold.class_names.index("cat"), 0) == photo
+        assert f"lists {family.upper()}" in by_fold.description
+    by_class = open_source("pascal5i-p2", tmp_path, classes=["aeroplane", "cat"], prepared=tmp_path / "out")
+    assert [by_class.num_images(class_id) for class_id in range(2)] == [1, 1]
+    pytest.importorskip("pycocotools")
+    objects = [{"image_id": 1, "category_id": 1, "segmentation": [box(0, 0, 96, 96)]}]
+    for year in (2014, 2017):
+        write_photo(tmp_path / f"val{year}" / "1.jpg")
+        content = coco_json([{"id": 1, "file_name": "1.jpg"}], objects)
+        write_json(tmp_path / "annotations" / f"instances_val{year}.json", content)
+        prepare_coco20i(tmp_path, year=year)
+    for variant in "ab":
+        assert f"split-{variant.upper()} fold 0 test, val2014" in open_source(f"coco20i-{variant}", tmp_path, 0).title
+    assert "val2017" in open_source("coco20i-a", tmp_path, 0, year=2017).title
+
+
+@pytest.mark.parametrize("options", [{"year": 2014}, {"prepared": "out"}, {"classes": ["none"]}, {"classes": []}])
+def test_what_a_data_set_does_not_have_is_refused(photos, options):
+    with pytest.raises(ValueError, match=f"^{next(iter(options))}: "):
+        open_source("fss1000", photos, **options)
 
 
 def test_a_source_is_opened_by_name(photos, two_folds):
