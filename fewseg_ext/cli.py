@@ -214,7 +214,7 @@ def evaluate(
 
 
 @app.command(
-    epilog="Example, after `fewseg demo`: fewseg segment --checkpoint runs/demo/biopt.ckpt --size 128 "
+    epilog="Example: fewseg segment --checkpoint runs/demo/biopt.ckpt --size 128 "
     "--support runs/demo/data/unseen/ringed_star/1.jpg:runs/demo/data/unseen/ringed_star/1.png "
     "--query runs/demo/data/unseen/ringed_star --out runs/segment"
 )
