@@ -47,7 +47,8 @@ def test_any_shape_and_strides(sample: Sample, sizes: Sizes, seed: int, data: st
         for result, leaves in zip((got, expected), inputs, strict=True)
     )
     for x, y in zip((*results(got), *gradients), (*results(expected), *wanted), strict=True):
-        assert relative_error(x, y) < 1e-10
+        # With one channel the gradients are zero, and what the reference has instead is rounding.
+        assert relative_error(x, y) < 1e-10 or (x - y).abs().max() < 1e-9
 
 
 @settings(deadline=None, max_examples=60)
