@@ -151,7 +151,7 @@ class Segmenter:
         small = [self._squash_mask(mask, index) for index, mask in enumerate(support.masks)]
         with torch.no_grad():
             # One by one, so that memory does not grow with their number.
-            features = [self._encode_features(self._normalized(image)) for image in support.images]
+            features = [self.model.encode(self._normalized(image))[0] for image in support.images]
             state = self._pool(features, small, support)
         self._fitted = Fitted(state, support.class_names, support.values)
         return self
@@ -282,11 +282,6 @@ class Segmenter:
             )
         return small.to(self.device)
 
-    def _encode_features(self, image: Tensor) -> Tensor:
-        encode = self.model.encode if isinstance(self.model, PrototypeModel) else self.model.backbone
-        features: Tensor = encode(image)
-        return features[0]
-
     def _pool(self, features: list[Tensor], masks: list[Tensor], support: Labelled) -> SupportState | GaussianState:
         """The state of one task from the features [C,H,W] and masks [size,size] of any number of photos."""
         ways = len(support.class_names)
@@ -368,7 +363,8 @@ class Segmenter:
         Args:
             path: a file ``.pt2``.
             steps: inner steps instead of the model's own.
-            compiled: by AOTInductor for this kind of machine, instead of ``torch.export``'s portable program.
+            compiled: by AOTInductor for this kind of machine, instead of ``torch.export``'s portable program. It needs
+                contiguous input, and does not look.
         """
         from fewseg_ext.segment.export import export_segmenter
 

@@ -33,7 +33,8 @@ def test_runs_without_this_package(compiled: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     segmenter = fewseg_ext.Segmenter(fewseg_ext.BiOpt("conv4"), size=SIZE).fit(*photo_and_mask())
     photo, _ = photo_and_mask(3, SIZE, SIZE)
-    torch.save(torch.from_numpy(photo).permute(2, 0, 1)[None] / 255, tmp_path / "image.pt")
+    # A compiled program takes its input for contiguous, whatever the strides say.
+    torch.save((torch.from_numpy(photo).permute(2, 0, 1)[None] / 255).contiguous(), tmp_path / "image.pt")
     segmenter.export(tmp_path / "segmenter.pt2", steps=7, compiled=compiled)
     files = [_library._find("libfewseg_ops.so"), *(tmp_path / n for n in ("segmenter.pt2", "image.pt", "result.pt"))]
     # -I: neither the source folder nor PYTHONPATH can be imported from.

@@ -6,15 +6,13 @@ masks. Equation numbers are those of the BiOpt paper.
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewseg_ext import ops
-from fewseg_ext.models.backbones import build_backbone
+from fewseg_ext.models.episode_model import EpisodeModel, check_query_masks, check_tasks
 from fewseg_ext.models.prototypes import (
-    check_labels,
     label_masks,
     query_prototypes,
     support_prototypes,
@@ -59,24 +57,15 @@ class SegmentationOutput:
     """[B,K,C], those that gave the logits."""
 
 
-class PrototypeModel(nn.Module):
+class PrototypeModel(EpisodeModel[SupportState, QueryState, SegmentationOutput]):
     """Encode, pool prototypes, compare: the stages that prototype models share. Subclasses give the prototypes."""
 
     def __init__(self, backbone: str | nn.Module, weights: str | None, scale: float, resize: str) -> None:
-        super().__init__()
         if not (math.isfinite(scale) and scale > 0):
             raise ValueError(f"scale: expected a positive number, got {scale}")
         if resize not in ("features", "masks"):
             raise ValueError(f'resize: expected "features" or "masks", got {resize!r}')
-        self.config: dict[str, Any] = {"name": type(self).__name__, "scale": scale, "resize": resize}
-        if isinstance(backbone, nn.Module):
-            if weights is not None:
-                raise ValueError("weights: goes with a backbone's name; a module brings its own")
-            self.backbone = backbone
-            self.config.update(backbone=None, weights=None)
-        else:
-            self.backbone = build_backbone(backbone, weights)
-            self.config.update(backbone=backbone, weights=None if weights is None else str(weights))
+        super().__init__(backbone, weights, scale=scale, resize=resize)
         channels = getattr(self.backbone, "out_channels", None)
         if not isinstance(channels, int):
             raise ValueError(f"backbone: {type(self.backbone).__name__} needs an int attribute out_channels")
@@ -84,43 +73,12 @@ class PrototypeModel(nn.Module):
         self.scale = scale
         self.resize = resize
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Features [B,C,H,W] of images [B,3,h,w]: all that support and query need of them, worth keeping."""
-        features: Tensor = self.backbone(images)
-        return features
-
-    def encode_support(self, images: Tensor, masks: Tensor) -> SupportState:
-        """Encode a support set.
-
-        Args:
-            images: [B,N,S,3,h,w], floating, normalised as the backbone expects.
-            masks: [B,N,S,h',w'], label maps (0 background, n = way n, 255 ignore), or bool for one way.
-
-        Raises:
-            ValueError: shapes that do not fit, or labels that are not the episode's.
-            TypeError: floating masks.
-        """
-        if images.dim() != 6:
-            raise ValueError(f"support_images: expected [B,N,S,3,h,w], got {list(images.shape)}")
-        features = self.encode(images.flatten(0, 2))
-        return self.pool_support(features.unflatten(0, images.shape[:3]), masks)
-
-    def pool_support(self, features: Tensor, masks: Tensor) -> SupportState:
-        """The second half of :meth:`encode_support`, for features that were computed before: [B,N,S,C,H,W]."""
-        if masks.dim() != 5 or masks.shape[:3] != features.shape[:3]:
-            raise ValueError(
-                f"support_masks: expected [B,N,S,h,w] with B,N,S = {list(features.shape[:3])}, got {list(masks.shape)}"
-            )
-        ways = masks.shape[1]
-        check_labels(masks, ways, "support_masks")
+    def _pool(self, features: Tensor, masks: Tensor) -> SupportState:
         with torch.autocast(features.device.type, enabled=False):
-            per_class = label_masks(masks, ways).flatten(1, 2)
+            per_class = label_masks(masks, masks.shape[1]).flatten(1, 2)
             return SupportState(support_prototypes(features.flatten(1, 2), per_class, self.resize))
 
-    def encode_query(self, images: Tensor) -> QueryState:
-        """Encode queries [B,3,h,w], one per task."""
-        if images.dim() != 4:
-            raise ValueError(f"query_images: expected [B,3,h,w], got {list(images.shape)}")
+    def _encode_query(self, images: Tensor) -> QueryState:
         return QueryState(self.encode(images), (images.shape[-2], images.shape[-1]))
 
     def predict(
@@ -140,12 +98,8 @@ class PrototypeModel(nn.Module):
             size: (h, w) of the logits; by default that of the query masks, or of the query images.
             query_masks: [B,h,w] label maps, or bool for one way; with them the output has a loss.
         """
-        features, count = query.features, state.prototypes.shape[0]
-        if features.shape[0] != count:
-            raise ValueError(
-                f"{count} support states for {features.shape[0]} queries: one query per task; "
-                f"for several queries of an episode repeat the state (SupportState.repeat)"
-            )
+        features = query.features
+        check_tasks(state.prototypes.shape[0], features.shape[0], "SupportState.repeat")
         # Cosines, inner loop and loss stay in float32 under autocast; the backbone has run in its dtype by now.
         with torch.autocast(features.device.type, enabled=False):
             stages = self._prototype_stages(state.prototypes, features, steps)
@@ -158,31 +112,6 @@ class PrototypeModel(nn.Module):
         loss = torch.stack(list(losses.values())).sum() if losses else None
         return SegmentationOutput(logits, loss, losses, prototypes)
 
-    def forward(
-        self,
-        support_images: Tensor,
-        support_masks: Tensor,
-        query_images: Tensor,
-        query_masks: Tensor | None = None,
-    ) -> SegmentationOutput:
-        """Segment one query per task.
-
-        Args:
-            support_images: [B,N,S,3,h,w], floating, normalised as the backbone expects.
-            support_masks: [B,N,S,h,w], label maps: 0 background, n = way n (1..N), 255 ignore; or bool for N = 1.
-            query_images: [B,3,h,w].
-            query_masks: [B,h,w], label maps; needed for the loss only.
-
-        Returns:
-            Logits of the masks' size (the images' without masks), loss, its terms, and the final prototypes.
-
-        Raises:
-            ValueError, TypeError: shapes, dtypes or labels that are not an episode's. On CUDA, where the labels are not
-                read, a query label outside the episode makes that loss NaN.
-        """
-        state = self.encode_support(support_images, support_masks)
-        return self.predict(state, self.encode_query(query_images), query_masks=query_masks)
-
     def _prototype_stages(self, support: Tensor, features: Tensor, steps: int | None) -> dict[str, Tensor]:
         """The prototypes that enter the loss, by name; the last ones give the prediction."""
         raise NotImplementedError
@@ -190,9 +119,7 @@ class PrototypeModel(nn.Module):
     def _losses(self, features: Tensor, stages: dict[str, Tensor], masks: Tensor) -> dict[str, Tensor]:
         """Cross-entropy of every stage: mean over each task's pixels, then over tasks, whatever the batch is split."""
         tasks, classes = features.shape[0], next(iter(stages.values())).shape[1]
-        if masks.dim() != 3 or masks.shape[0] != tasks:
-            raise ValueError(f"query_masks: expected [B,h,w] with B = {tasks}, got {list(masks.shape)}")
-        check_labels(masks, classes - 1, "query_masks")
+        check_query_masks(masks, tasks, classes - 1)
         target = masks.to(torch.uint8) if masks.dtype == torch.bool else masks
         return {
             name: ops.cosine_cross_entropy(features, p, target, self.scale, reduction="per_task").sum() / max(tasks, 1)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from fewseg_ext import ops
-from fewseg_ext.models.backbones import build_backbone
 from fewseg_ext.models.biopt import SegmentationOutput
-from fewseg_ext.models.prototypes import IGNORE_INDEX, check_labels, pool, upsample
+from fewseg_ext.models.episode_model import EpisodeModel, check_query_masks, check_tasks
+from fewseg_ext.models.prototypes import IGNORE_INDEX, pool, upsample
 
 # Standard deviations between 0.007 and 7: positive and finite, and wider than any that training should end at.
 LOG_VARIANCE_RANGE = (-10.0, 4.0)
@@ -142,7 +142,7 @@ def _norm(width: int) -> nn.Module:
     return nn.GroupNorm(next(groups for groups in (32, 16, 8, 4, 2, 1) if width % groups == 0), width)
 
 
-class VPI(nn.Module):
+class VPI(EpisodeModel[GaussianState, PyramidState, UncertainOutput]):
     """Variational prototype inference: a distribution over prototypes instead of one, and so an uncertainty.
 
     The prior net pools the support's features under its mask and gives a diagonal Gaussian over prototypes z (Eq. 7),
@@ -189,7 +189,6 @@ class VPI(nn.Module):
         deterministic: bool = False,
         resize: str = "features",
     ) -> None:
-        super().__init__()
         for name, value, least in (
             ("latent_dim", latent_dim, 1),
             ("width", width, 2),
@@ -224,15 +223,7 @@ class VPI(nn.Module):
             "deterministic": deterministic,
             "resize": resize,
         }
-        self.config: dict[str, Any] = {"name": type(self).__name__, **settings}
-        if isinstance(backbone, nn.Module):
-            if weights is not None:
-                raise ValueError("weights: goes with a backbone's name; a module brings its own")
-            self.backbone = backbone
-            self.config.update(backbone=None, weights=None)
-        else:
-            self.backbone = build_backbone(backbone, weights)
-            self.config.update(backbone=backbone, weights=None if weights is None else str(weights))
+        super().__init__(backbone, weights, **settings)
         channels = getattr(self.backbone, "pyramid_channels", None)
         if channels is None or len(channels) != 3:
             raise ValueError(f"backbone: {type(self.backbone).__name__} has no pyramid of three maps for the decoder")
@@ -248,43 +239,6 @@ class VPI(nn.Module):
         # A buffer: a training that goes on from a checkpoint goes on with the warm-up too.
         self.register_buffer("training_steps", torch.zeros((), dtype=torch.int64))
         self.training_steps: Tensor
-
-    # --- stages ------------------------------------------------------------------------------------------------------
-
-    def encode_support(self, images: Tensor, masks: Tensor) -> GaussianState:
-        """Encode a support set: a Gaussian for every way and shot.
-
-        Args:
-            images: [B,N,S,3,h,w], floating, normalised as the backbone expects.
-            masks: [B,N,S,h',w'], label maps (0 background, n = way n, 255 ignore), or bool for one way.
-
-        Raises:
-            ValueError: shapes that do not fit, or labels that are not the episode's.
-            TypeError: floating masks.
-        """
-        if images.dim() != 6:
-            raise ValueError(f"support_images: expected [B,N,S,3,h,w], got {list(images.shape)}")
-        features = self.backbone(images.flatten(0, 2))
-        return self.pool_support(features.unflatten(0, images.shape[:3]), masks)
-
-    def pool_support(self, features: Tensor, masks: Tensor) -> GaussianState:
-        """The second half of :meth:`encode_support`, for features that were computed before: [B,N,S,C,H,W]."""
-        if masks.dim() != 5 or masks.shape[:3] != features.shape[:3]:
-            raise ValueError(
-                f"support_masks: expected [B,N,S,h,w] with B,N,S = {list(features.shape[:3])}, got {list(masks.shape)}"
-            )
-        ways = masks.shape[1]
-        check_labels(masks, ways, "support_masks")
-        numbers = torch.arange(1, ways + 1, device=masks.device).view(1, -1, 1, 1, 1)
-        foreground = masks if masks.dtype == torch.bool else masks == numbers
-        mean, variance = self._gaussian(self.prior, features.flatten(0, 2), foreground.flatten(0, 2))
-        return GaussianState(*(x.unflatten(0, features.shape[:3]) for x in (mean, variance)))
-
-    def encode_query(self, images: Tensor) -> PyramidState:
-        """Encode queries [B,3,h,w], one per task."""
-        if images.dim() != 4:
-            raise ValueError(f"query_images: expected [B,3,h,w], got {list(images.shape)}")
-        return PyramidState(self.backbone.pyramid(images), (images.shape[-2], images.shape[-1]))  # type: ignore[operator]
 
     def predict(
         self,
@@ -307,20 +261,14 @@ class VPI(nn.Module):
             generator: what the samples are drawn with, on the device of the state; torch's own by default.
         """
         features, tasks = query.pyramid[-1], state.mean.shape[0]
-        if features.shape[0] != tasks:
-            raise ValueError(
-                f"{tasks} support states for {features.shape[0]} queries: one query per task; "
-                f"for several queries of an episode repeat the state (GaussianState.repeat)"
-            )
+        check_tasks(tasks, features.shape[0], "GaussianState.repeat")
         samples = num_samples or (self.train_samples if self.training else self.num_samples)
         if self.deterministic:
             samples = 1
         posterior = None
         if query_masks is not None:
             ways = state.mean.shape[1]
-            if query_masks.dim() != 3 or query_masks.shape[0] != tasks:
-                raise ValueError(f"query_masks: expected [B,h,w] with B = {tasks}, got {list(query_masks.shape)}")
-            check_labels(query_masks, ways, "query_masks")
+            check_query_masks(query_masks, tasks, ways)
             size = size or (query_masks.shape[-2], query_masks.shape[-1])
             if self.posterior is not None:
                 posterior = self._posterior(features, query_masks, ways)
@@ -343,25 +291,10 @@ class VPI(nn.Module):
         query_images: Tensor,
         query_masks: Tensor | None = None,
     ) -> UncertainOutput:
-        """Segment one query per task.
-
-        Args:
-            support_images: [B,N,S,3,h,w], floating, normalised as the backbone expects.
-            support_masks: [B,N,S,h,w], label maps: 0 background, n = way n (1..N), 255 ignore; or bool for N = 1.
-            query_images: [B,3,h,w].
-            query_masks: [B,h,w], label maps; needed for the loss only.
-
-        Returns:
-            Averaged probabilities and their logarithms at the masks' size (the images' without masks), uncertainty,
-            loss and its terms "segmentation" and "kl".
-
-        Raises:
-            ValueError, TypeError: shapes, dtypes or labels that are not an episode's.
-        """
+        """Segment one query per task; see `EpisodeModel.forward`. In training it counts a step of the KL's warm-up."""
         if self.training and query_masks is not None:
             self.training_steps += 1
-        state = self.encode_support(support_images, support_masks)
-        return self.predict(state, self.encode_query(query_images), query_masks=query_masks)
+        return super().forward(support_images, support_masks, query_images, query_masks)
 
     # --- parts -------------------------------------------------------------------------------------------------------
 
@@ -371,6 +304,16 @@ class VPI(nn.Module):
         if self.kl_warmup == 0:
             return self.kl_weight
         return self.kl_weight * min(float(self.training_steps) / self.kl_warmup, 1.0)
+
+    def _pool(self, features: Tensor, masks: Tensor) -> GaussianState:
+        ways = torch.arange(1, masks.shape[1] + 1, device=masks.device).view(1, -1, 1, 1, 1)
+        foreground = masks if masks.dtype == torch.bool else masks == ways
+        mean, variance = self._gaussian(self.prior, features.flatten(0, 2), foreground.flatten(0, 2))
+        return GaussianState(*(x.unflatten(0, features.shape[:3]) for x in (mean, variance)))
+
+    def _encode_query(self, images: Tensor) -> PyramidState:
+        pyramid: tuple[Tensor, ...] = self.backbone.pyramid(images)  # type: ignore[operator]
+        return PyramidState(pyramid, (images.shape[-2], images.shape[-1]))
 
     def _gaussian(self, head: GaussianHead, features: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
         """[M,C,H,W] and bool [M,h,w] -> mean and variance [M,D]."""
