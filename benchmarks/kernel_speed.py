@@ -17,9 +17,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import gaussian_baselines
 import torch
 from cases import SCALING, Case, cases
 from charts import draw_ratios, draw_scaling
+from gaussian_cases import GaussianCase, gaussian_cases
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -39,48 +41,56 @@ from measure import (
 )
 
 RESULTS = Path(__file__).parent / "results"
+ALL_EAGER: dict[str, Callable[..., Any]] = {**EAGER, **gaussian_baselines.EAGER}
+ALL_NAIVE: dict[str, Callable[..., Any]] = {**NAIVE, **gaussian_baselines.NAIVE}
 
 
-def runner(case: Case, call: Callable[..., Tensor], args: tuple[Tensor, ...]) -> Callable[[], Any]:
+def runner(case: Case | GaussianCase, call: Callable[..., Any], args: tuple[Tensor, ...]) -> Callable[[], Any]:
     options = case.options
     if not case.backward:
         return lambda: call(*args, **options)
     leaves = [x for x in args if x.requires_grad]
-    gradient = torch.ones_like(call(*args, **options))
-    return lambda: torch.autograd.grad(call(*args, **options), leaves, gradient)
+
+    def results() -> tuple[Tensor, ...]:
+        made = call(*args, **options)
+        return made if isinstance(made, tuple) else (made,)
+
+    gradients = [torch.ones_like(x) for x in results()]
+    return lambda: torch.autograd.grad(results(), leaves, gradients)
 
 
-def implementations(case: Case, compiled: bool) -> dict[str, Callable[..., Tensor]]:
-    result = {"ours": getattr(fewseg_ext, case.op)}
+def implementations(case: Case | GaussianCase, compiled: bool) -> dict[str, Callable[..., Any]]:
+    result: dict[str, Callable[..., Any]] = {"ours": getattr(fewseg_ext, case.op)}
     if case.dtype == "float32":  # the baselines do not mix dtypes
-        result["eager"] = EAGER[case.op]
-        # PyTorch code over a batch is the same code over its tasks, and takes gigabytes.
-        if case.tasks == 1:
-            result["naive"] = NAIVE[case.op]
+        result["eager"] = ALL_EAGER[case.op]
+        # PyTorch code over a batch is the same code over its tasks, and takes gigabytes for the features.
+        if case.tasks == 1 or isinstance(case, GaussianCase):
+            result["naive"] = ALL_NAIVE[case.op]
         if compiled:
             torch._dynamo.reset()
-            result["compiled"] = torch.compile(EAGER[case.op])
+            result["compiled"] = torch.compile(ALL_EAGER[case.op])
     return result
 
 
-def measure(case: Case, compiled: bool, rate: float | None = None, cold: bool = False) -> dict[str, Any]:
+def measure(case: Case | GaussianCase, compiled: bool, rate: float | None = None, cold: bool = False) -> dict[str, Any]:
     """Times and memory of one case; ``rate``: multiply-adds per millisecond of this machine."""
     args = case.inputs()
     row: dict[str, Any] = {**asdict(case), "name": case.name, "ms": {}}
-    features = args[0].detach()
-    row["ms"]["read sweep"] = time_ms(features.sum)
     for name, call in implementations(case, compiled).items():
         row["ms"][name] = time_ms(runner(case, call, args))
     ours = getattr(fewseg_ext, case.op)
-    if case.op == "inner_opt" and case.steps > 1:
-        row["ms"]["one step"] = time_ms(runner(replace(case, steps=1), ours, args))
     if cold:
         row["ms"]["ours, cold"] = time_ms(runner(case, ours, args), most=5, before=flush_caches)
+    row["extra_peak_mib"] = memory_in_fresh_process(case)
+    if isinstance(case, GaussianCase):
+        return row
+    row["ms"]["read sweep"] = time_ms(args[0].detach().sum)
+    if case.op == "inner_opt" and case.steps > 1:
+        row["ms"]["one step"] = time_ms(runner(replace(case, steps=1), ours, args))
     median = row["ms"]["ours"]["p50"]
     row["share_of_read_sweep"] = case.sweeps() * row["ms"]["read sweep"]["p50"] / median
     if rate:
         row["share_of_multiply_add_rate"] = case.multiply_adds() / rate / median
-    row["extra_peak_mib"] = memory_in_fresh_process(case)
     row["features_mib"] = case.features_mib()
     return row
 
@@ -105,24 +115,30 @@ def scaling(device: str) -> dict[str, list[dict[str, Any]]]:
     return points
 
 
-def memory_in_fresh_process(case: Case) -> float:
+def memory_in_fresh_process(case: Case | GaussianCase) -> float:
     """Extra peak memory of one call of ours; with the backward the gradient itself is left out."""
     command = [sys.executable, __file__, "--memory", json.dumps(asdict(case))]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return float(output.strip().splitlines()[-1])
 
 
-def print_memory(case: Case) -> None:
-    small = replace(case, tasks=1, classes=2, channels=16, grid=5, image=9)
+def print_memory(case: Case | GaussianCase) -> None:
+    small = case.small
     measure_extra = extra_peak_mib_cuda if case.device == "cuda" else extra_peak_mib
     call = getattr(fewseg_ext, case.op)
     runner(small, call, small.inputs())()  # what is loaded once is not the call's
     args = case.inputs()
     if not case.backward:
-        extra = measure_extra(lambda: call(*args))
+        extra = measure_extra(lambda: call(*args, **case.options))
     else:
         leaves = [x for x in args if x.requires_grad]
-        extra = measure_extra(lambda: torch.autograd.grad(call(*args).sum(), leaves)) - case.features_mib()
+
+        def backward() -> tuple[Tensor, ...]:
+            made = call(*args, **case.options)
+            results = made if isinstance(made, tuple) else (made,)
+            return torch.autograd.grad([x.sum() for x in results], leaves)
+
+        extra = measure_extra(backward) - case.gradient_mib()
     print(extra)
 
 
@@ -210,7 +226,7 @@ def draw(result: dict[str, Any], path: Path) -> list[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the main shape only, warm caches, no scaling")
-    parser.add_argument("--op", choices=list(EAGER), action="append", help="only this operator (may be repeated)")
+    parser.add_argument("--op", choices=list(ALL_EAGER), action="append", help="only this operator (may be repeated)")
     parser.add_argument("--threads", type=int, help="number of threads (default: torch's)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--no-compiled", action="store_true", help="leave torch.compile out")
@@ -221,7 +237,8 @@ def main() -> None:
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
-        print_memory(Case(**json.loads(options.memory)))
+        given = json.loads(options.memory)
+        print_memory(Case(**given) if given["op"] in EAGER else GaussianCase(**given))
         return
     if options.chart:
         draw(json.loads(options.chart.read_text()), options.chart)
@@ -233,7 +250,8 @@ def main() -> None:
     full = not options.quick
     rate = multiply_adds_per_ms(options.device)
     rows = []
-    for case in cases(options.quick, options.device):
+    gaussian = [] if options.quick and not options.op else gaussian_cases(options.device)
+    for case in [*cases(options.quick, options.device), *gaussian]:
         if options.op and case.op not in options.op:
             continue
         # Compiling a backward takes minutes and gains nothing over eager (see NOTES.md).

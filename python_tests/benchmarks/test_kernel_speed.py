@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import gaussian_baselines
 import pytest
 import torch
 from cases import SCALING, Case
+from gaussian_cases import GaussianCase, gaussian_cases
 from kernel_speed import draw, measure, table_of, verdict_table
 from targets import met, verdicts
 
@@ -31,12 +34,28 @@ def test_baselines_compute_the_same(op: str, baselines) -> None:
     assert all(relative_error(x, y) < 1e-10 for x, y in zip(gradients, expected, strict=True))
 
 
+@pytest.mark.parametrize("op", gaussian_baselines.OPS)
+@pytest.mark.parametrize("baselines", [gaussian_baselines.EAGER, gaussian_baselines.NAIVE], ids=["eager", "naive"])
+def test_baselines_of_vpi_compute_the_same(op: str, baselines) -> None:
+    case = GaussianCase(op, False, tasks=2, samples=3, latent=5, channels=4, width=6, grid=7, image=16, dtype="float64")
+    args, options = case.inputs(), case.options
+    if "num_samples" in options:
+        # Both draw their own noise: what can be compared is where there is next to none.
+        args = (args[0], torch.full_like(args[1], 1e-12))
+    ours, theirs = getattr(fewseg_ext, op)(*args, **options), baselines[op](*args, **options)
+    for x, y in zip(*((r if isinstance(r, tuple) else (r,)) for r in (ours, theirs)), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-4 if "num_samples" in options else 1e-9)
+
+
 FACTS = {"processor": "a processor", "threads": 1, "torch": "2", "device": "cpu", "instruction_set": "avx2"}
 
 
 def test_measures_prints_and_draws(tmp_path: Path) -> None:
     rows = [measure(Case(op, backward, **SMALL), False, rate=1e6) for op in EAGER for backward in (False, True)]
     assert all({"ours", "eager", "naive", "read sweep"} <= row["ms"].keys() for row in rows)
+    small = {"latent": 4, "channels": 4, "width": 4, "grid": 5, "image": 9}
+    rows += [measure(replace(case, **small), False) for case in gaussian_cases("cpu")]
+    assert all({"ours", "eager", "naive"} <= row["ms"].keys() for row in rows)
     assert table_of(rows).row_count == len(rows)
     point = {"value": 2, "backward": False, "ms": {name: {"p50": 1.0} for name in ("ours", "eager")}}
     result = {"environment": FACTS, "cases": rows, "scaling": {axis: [point] for axis in SCALING}}
