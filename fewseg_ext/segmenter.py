@@ -151,7 +151,7 @@ class Segmenter:
         small = [self._squash_mask(mask, index) for index, mask in enumerate(support.masks)]
         with torch.no_grad():
             # One by one, so that memory does not grow with their number.
-            features = [self.model.encode(self._normalized(image))[0] for image in support.images]
+            features = [self.model.encode(self._normalized(image))[-1][0] for image in support.images]
             state = self._pool(features, small, support)
         self._fitted = Fitted(state, support.class_names, support.values)
         return self
@@ -190,7 +190,7 @@ class Segmenter:
         if key not in self._kept:
             pixels = open_photo(photo)
             with torch.no_grad():
-                self._kept[key] = pixels, self._encode_query(self._normalized(pixels))
+                self._kept[key] = pixels, self.model.encode_query(self._normalized(pixels))
             while len(self._kept) > self.kept_photos:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
@@ -245,7 +245,7 @@ class Segmenter:
 
     def _predict_batch(self, batch: list[tuple[Tensor, str | None]], steps: int | None) -> Iterator[SegmentationResult]:
         with torch.no_grad():
-            query = self._encode_query(torch.cat([self._normalized(pixels) for pixels, _ in batch]))
+            query = self.model.encode_query(torch.cat([self._normalized(pixels) for pixels, _ in batch]))
         for index, (pixels, path) in enumerate(batch):
             # One by one: each has its own size, and VPI's samples must not depend on the neighbours.
             with torch.no_grad():
@@ -303,9 +303,6 @@ class Segmenter:
             torch.stack([torch.stack([features[i] for i in photos]) for photos in shown])[None],
             torch.stack([torch.stack([masks[i] for i in photos]) for photos in shown])[None],
         )
-
-    def _encode_query(self, images: Tensor) -> QueryState | PyramidState:
-        return self.model.encode_query(images)
 
     def _logits(self, query: QueryState | PyramidState, steps: int | None = None) -> Tensor:
         """Of one photo: [1,L,K,H,W] at the model's own resolution; one sample, but with VPI."""
@@ -387,14 +384,11 @@ def sample_logits(
     """Logits [B,L,K,H,W] before upsampling."""
     if isinstance(model, PrototypeModel):
         assert isinstance(state, SupportState) and isinstance(query, QueryState)
-        grid = (query.features.shape[-2], query.features.shape[-1])
-        return model.predict(state, query, steps, size=grid).logits[:, None]
+        return model.sample_logits(state, query, steps)
     assert isinstance(state, GaussianState) and isinstance(query, PyramidState)
     # The same photo gives the same answer.
     generator = torch.Generator(device=state.mean.device).manual_seed(0)
-    logits = model.predict(state, query, size=(1, 1), generator=generator).sample_logits
-    assert logits is not None
-    return logits.mean(1, keepdim=True) if model.average == "logits" else logits
+    return model.sample_logits(state, query, generator=generator)
 
 
 def _one_of(query: QueryState | PyramidState, index: int) -> QueryState | PyramidState:

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from rich.console import Console
+
 from fewseg_ext.data.episodes import ImageSource
-from fewseg_ext.data.photos import PhotoSource
+from fewseg_ext.data.photos import PhotoSource, in_threads
 
 
 def shared_photos(train_source: ImageSource, test_source: ImageSource) -> list[str]:
@@ -26,12 +28,16 @@ def shared_photos(train_source: ImageSource, test_source: ImageSource) -> list[s
     return sorted(name for name, digest in _pixel_hashes(test_source).items() if digest in train)
 
 
-def photo_hashes(source: ImageSource) -> list[str]:
+def photo_hashes(source: ImageSource, console: Console | None = None) -> list[str]:
     """What a checkpoint keeps of its training photos under "photo_hashes": 8 bytes of a hash in hexadecimal each.
 
-    Of a `PhotoSource` the files' bytes are hashed, of others the decoded pixels; sorted, each once.
+    Of a `PhotoSource` the files' bytes are hashed, of others the decoded pixels; sorted, each once. A console shows a
+    bar: all files are read.
     """
-    return sorted(set(_hashes_by_name(source).values()))
+    if not isinstance(source, PhotoSource):
+        return sorted({_short(digest) for digest in _pixel_hashes(source).values()})
+    paths = sorted({path for photos in source.photos for path in photos})
+    return sorted({_short(digest) for digest in in_threads(_file_hash, paths, "hashing the photos", console)})
 
 
 def seen_photos(source: ImageSource, hashes: Iterable[str]) -> list[str]:
@@ -44,12 +50,16 @@ def seen_photos(source: ImageSource, hashes: Iterable[str]) -> list[str]:
 
 def _hashes_by_name(source: ImageSource) -> dict[str, str]:
     if not isinstance(source, PhotoSource):
-        return {name: digest[:8].hex() for name, digest in _pixel_hashes(source).items()}
+        return {name: _short(digest) for name, digest in _pixel_hashes(source).items()}
     return {
-        source.image_id(class_id, index): _file_hash(path)[:8].hex()
+        source.image_id(class_id, index): _short(_file_hash(path))
         for class_id, photos in enumerate(source.photos)
         for index, path in enumerate(photos)
     }
+
+
+def _short(digest: bytes) -> str:
+    return digest[:8].hex()
 
 
 def _shared_files(train_source: PhotoSource, test_source: PhotoSource) -> list[str]:

@@ -12,6 +12,7 @@ from fewseg_ext.data.transforms import PairTransform
 from fewseg_ext.evaluation.evaluator import DEFAULT_CACHE_BYTES, Evaluator, label_map
 from fewseg_ext.evaluation.pictures import GridRow
 from fewseg_ext.evaluation.protocol import EvaluationProtocol
+from fewseg_ext.models.episode_model import EpisodeModel
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def evaluate(
     num_workers: int = 0,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
     progress: Callable[[int, int], None] | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> EvaluationResult:
     """Scores ``model`` on every episode of ``dataset`` with an `Evaluator`, at the size of the episodes' masks.
 
@@ -43,6 +45,7 @@ def evaluate(
         num_workers: processes that read images.
         cache_bytes: see `Evaluator`.
         progress: called as ``progress(episodes_done, episodes_in_total)`` after every episode.
+        part: see `Evaluator.run`.
 
     Raises:
         ValueError: an augmenting transform.
@@ -61,16 +64,25 @@ def evaluate(
     evaluator = Evaluator(
         model, dataset.source, protocol, device=device, num_workers=num_workers, cache_bytes=cache_bytes
     )
-    scores = evaluator.run(dataset.seed, progress)["original" if size is None else "square"]
+    scores = evaluator.run(dataset.seed, progress, part)["original" if size is None else "square"]
     return EvaluationResult(scores.miou, scores.fb_iou, scores.class_iou, len(dataset), str(protocol))
 
 
 @torch.inference_mode()
 def predict(model: nn.Module, batch: dict[str, Tensor], device: torch.device | str = "cpu") -> Tensor:
-    """The predicted episode label maps int64 [B,h,w] of a batch of episodes, as large as its query masks."""
-    output = model(*(batch[key].to(device) for key in ("support_images", "support_masks", "query_images")))
+    """The predicted episode label maps int64 [B,h,w] of a batch of episodes, as large as its query masks.
+
+    A model that draws samples draws the same ones for the same batch.
+    """
+    images, masks, queries = (batch[key].to(device) for key in ("support_images", "support_masks", "query_images"))
+    if isinstance(model, EpisodeModel):
+        samples = torch.Generator(device).manual_seed(0)
+        state, query = model.encode_support(images, masks), model.encode_query(queries)
+        logits = model.sample_logits(state, query, generator=samples)
+    else:
+        logits = model(images, masks, queries).logits[:, None]
     height, width = batch["query_masks"].shape[-2:]
-    return label_map([output.logits], (height, width))
+    return label_map([logits], (height, width))
 
 
 def example_rows(

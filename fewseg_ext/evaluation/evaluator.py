@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from fewseg_ext import ops
 from fewseg_ext.data.episodes import IGNORE_INDEX, EpisodeDataset, EpisodePlan, ImageSource, episode_labels
 from fewseg_ext.data.transforms import PairTransform
-from fewseg_ext.evaluation.cache import TensorCache
+from fewseg_ext.evaluation.cache import TensorCache, Tensors
 from fewseg_ext.evaluation.metrics import SegmentationScore
 from fewseg_ext.evaluation.protocol import EvaluationProtocol
-from fewseg_ext.models.biopt import PrototypeModel, QueryState
+from fewseg_ext.models.episode_model import EpisodeModel
 from fewseg_ext.models.prototypes import upsample
 
 DEFAULT_CACHE_BYTES = 2 * 1024**3
@@ -35,10 +36,12 @@ class Evaluator:
     """Scores one model on one source of images.
 
     Every image goes through the backbone alone and, as long as the cache has room, once: there are far fewer images
-    than episodes. So scores do not depend on the cache, nor on the workers, bit for bit.
+    than episodes. The samples of a model that draws some are a function of seed and episode alone. So scores do not
+    depend on the cache, nor on the workers, bit for bit.
 
     Args:
-        model: a `PrototypeModel`, whose features are kept; or any module that is called as
+        model: an `EpisodeModel` (BiOpt, PrototypeBaseline, VPI), whose feature maps are kept; or any module that is
+            called as
             ``model(support_images, support_masks, query_images)`` with [1,N,S,3,h,w], [1,N,S,h,w], [1,3,h',w'] and
             returns an object with ``logits`` [1,N+1,H,W], whose images are kept. In eval mode during `run`.
         source: the images.
@@ -70,88 +73,101 @@ class Evaluator:
         self._reader = _ImageReader(source)
 
     @torch.inference_mode()
-    def run(self, seed: int, progress: Callable[[int, int], None] | None = None) -> dict[str, Scores]:
+    def run(
+        self, seed: int, progress: Callable[[int, int], None] | None = None, part: tuple[int, int] = (0, 1)
+    ) -> dict[str, Scores]:
         """The scores of one seed's episodes, by resolution ("original", "square").
 
         Args:
             seed: chooses the episodes.
             progress: called as ``progress(episodes_done, episodes_in_total)`` after every episode.
+            part: (i, n) runs every n-th episode from the i-th on; n processes of `torch.distributed`, each with its i,
+                all get the scores of all episodes.
 
         Raises:
             ValueError: the source has too few classes or images for the protocol.
         """
         protocol = self.protocol
         episodes = protocol.draw(self.source, seed)
-        scores = {name: SegmentationScore(len(self.source.class_names)) for name in protocol.resolutions}
+        mine = range(part[0], len(episodes), part[1])
+        scores = {
+            name: SegmentationScore(len(self.source.class_names)).to(self.device) for name in protocol.resolutions
+        }
         loader = DataLoader(
             self._reader,
-            sampler=self._missing(episodes),
+            sampler=self._missing(episodes, mine),
             batch_size=None,
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
+            # A loader draws a number when it starts, which must not come from the stream of a training.
+            generator=torch.Generator(),
         )
         was_training = self.model.training
         self.model.eval()
         try:
-            for index, images in enumerate(loader):
-                plan = episodes.plan(index)
-                for name, prediction, target in self._compare(plan, {image.key: image for image in images}):
+            for done, (index, images) in enumerate(zip(mine, loader, strict=True), start=1):
+                plan, samples = episodes.plan(index), sample_generator(seed, index, self.device)
+                for name, prediction, target in self._compare(plan, {image.key: image for image in images}, samples):
                     scores[name].update(prediction[None], target[None], torch.tensor([plan.class_ids]))
                 if progress is not None:
-                    progress(index + 1, len(episodes))
+                    progress(done, len(mine))
         finally:
             self.model.train(was_training)
         return {name: _in_per_cent(score, self.source.class_names) for name, score in scores.items()}
 
-    def _missing(self, episodes: EpisodeDataset) -> Iterator[list["_Request"]]:
+    def _missing(self, episodes: EpisodeDataset, indices: Sequence[int]) -> Iterator[list["_Request"]]:
         """For every episode what of its images is not in the cache. The loader asks some episodes ahead."""
-        for index in range(len(episodes)):
+        for index in indices:
             requests = []
             for key, sizes in _images_of(episodes.plan(index), self.protocol):
                 name = self.source.image_id(*key)
-                unknown = tuple(size for size in sizes if ("features", name, size) not in self.cache)
+                unknown = tuple(size for size in sizes if ("maps", name, size) not in self.cache)
                 if unknown or ("labels", *key) not in self.cache:
                     requests.append(_Request(key, unknown))
             yield requests
 
-    def _compare(self, plan: EpisodePlan, images: dict["_Key", "_Image"]) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """Resolution, prediction and truth, both [h,w] on the CPU, of an episode's query."""
+    def _compare(
+        self, plan: EpisodePlan, images: dict["_Key", "_Image"], samples: torch.Generator
+    ) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Resolution, prediction and truth, both [h,w], of an episode's query."""
         protocol = self.protocol
         *supports, (query, sizes) = _images_of(plan, protocol)
         # Supports of different sizes cannot be stacked; torch says so in words of its own.
-        support_features = torch.cat([self._features(key, side, images) for key, (side,) in supports])
+        support_features = torch.cat([self._maps(key, side, images)[-1] for key, (side,) in supports])
         support_masks = [
             _resize_labels(episode_labels(self._labels(key, images), plan.class_ids), side) for key, (side,) in supports
         ]
-        query_features = [self._features(query, side, images) for side in sizes]
-        logits = self._segment(support_features, torch.stack(support_masks), query_features, plan)
+        queries = [self._maps(query, side, images) for side in sizes]
+        logits = self._segment(support_features, torch.stack(support_masks), queries, plan, samples)
 
         truth = episode_labels(self._labels(query, images), plan.class_ids)
         if protocol.ignored == "background":
             truth[truth == IGNORE_INDEX] = 0
         for name in protocol.resolutions:
             target = truth if name == "original" else _resize_labels(truth, protocol.square_size)
-            yield name, label_map(logits, (target.shape[0], target.shape[1]))[0].cpu(), target
+            yield name, label_map(logits, (target.shape[0], target.shape[1]))[0], target
 
-    def _segment(self, supports: Tensor, masks: Tensor, queries: Sequence[Tensor], plan: EpisodePlan) -> list[Tensor]:
-        """Logits [1,N+1,H,W] of every scale, at the resolution that the model gives."""
+    def _segment(
+        self, supports: Tensor, masks: Tensor, queries: Sequence[Tensors], plan: EpisodePlan, samples: torch.Generator
+    ) -> list[Tensor]:
+        """Logits [1,L,N+1,H,W] of every scale, at the resolution that the model gives."""
         ways, shots = len(plan.supports), len(plan.supports[0])
         supports = supports.unflatten(0, (1, ways, shots))
         masks = masks.unflatten(0, (1, ways, shots)).to(self.device)
-        if not isinstance(self.model, PrototypeModel):
-            return [self.model(supports, masks, query).logits for query in queries]
+        if not isinstance(self.model, EpisodeModel):
+            return [self.model(supports, masks, image).logits[:, None] for (image,) in queries]
         state = self.model.pool_support(supports, masks)
-        coarse = [QueryState(query, (query.shape[-2], query.shape[-1])) for query in queries]
-        return [self.model.predict(state, query).logits for query in coarse]
+        # The logits are brought to the scoring resolutions later, so the images' own size is of no use.
+        states = [self.model.query_state(maps, (maps[-1].shape[-2], maps[-1].shape[-1])) for maps in queries]
+        return [self.model.sample_logits(state, query, generator=samples) for query in states]
 
-    def _features(self, key: "_Key", size: int | None, images: dict["_Key", "_Image"]) -> Tensor:
-        """[1,C,H,W] of an image at that size; of a model without features the image itself, [1,3,h,w]."""
-        name = ("features", self.source.image_id(*key), size)
+    def _maps(self, key: "_Key", size: int | None, images: dict["_Key", "_Image"]) -> Tensors:
+        """The feature maps of an image at that size; of any other module the image itself, [1,3,h,w]."""
+        name = ("maps", self.source.image_id(*key), size)
         kept = self.cache.get(name)
         if kept is None:
-            kept = images[key].pixels[size][None].to(self.device)
-            if isinstance(self.model, PrototypeModel):
-                kept = self.model.encode(kept)
+            image = images[key].pixels[size][None].to(self.device)
+            kept = self.model.encode(image) if isinstance(self.model, EpisodeModel) else (image,)
             self.images_encoded += 1
             self.cache.put(name, kept)
         return kept
@@ -160,22 +176,33 @@ class Evaluator:
         """The source's labels [h,w] at their own size. They may depend on the class that the image is drawn for."""
         kept = self.cache.get(("labels", *key))
         if kept is None:
-            kept = images[key].labels
+            kept = (images[key].labels,)
             self.cache.put(("labels", *key), kept)
-        return kept
+        return kept[0]
+
+
+def sample_generator(seed: int, episode: int, device: torch.device | str) -> torch.Generator:
+    """What the samples of an episode are drawn with, one scale of the query after the other."""
+    # A string seed is hashed in full, as in `EpisodeDataset`; a generator of the CPU looks at 32 bits only.
+    number = random.Random(f"{seed}/{episode}/samples").getrandbits(32)
+    return torch.Generator(device).manual_seed(number)
 
 
 def label_map(logits: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """Labels int64 [B,h,w] from logits [B,K,H,W], upsampled; of several scales the softmax maps are averaged."""
-    maps = [upsample(scale, size) for scale in logits]
-    if len(maps) > 1:
-        maps = [torch.stack([scale.softmax(1) for scale in maps]).mean(0)]
-    best, labels = maps[0][:, 0], torch.zeros_like(maps[0][:, 0], dtype=torch.int64)
+    """Labels int64 [B,h,w] from each scale's logits [B,L,K,H,W], upsampled.
+
+    The softmax maps of several samples L or several scales are averaged.
+    """
+    if len(logits) == 1 and logits[0].shape[1] == 1:
+        maps = upsample(logits[0][:, 0], size)
+    else:
+        maps = torch.stack([ops.mc_average(scale, size) for scale in logits]).mean(0)
+    best, labels = maps[:, 0], torch.zeros_like(maps[:, 0], dtype=torch.int64)
     # argmax over the planes of a few classes, which PyTorch does hundreds of times slower on the CPU.
-    for way in range(1, maps[0].shape[1]):
-        better = maps[0][:, way] > best
+    for way in range(1, maps.shape[1]):
+        better = maps[:, way] > best
         labels.masked_fill_(better, way)
-        best = torch.maximum(best, maps[0][:, way])
+        best = torch.maximum(best, maps[:, way])
     return labels
 
 

@@ -78,8 +78,9 @@ class PrototypeModel(EpisodeModel[SupportState, QueryState, SegmentationOutput])
             per_class = label_masks(masks, masks.shape[1]).flatten(1, 2)
             return SupportState(support_prototypes(features.flatten(1, 2), per_class, self.resize))
 
-    def _encode_query(self, images: Tensor) -> QueryState:
-        return QueryState(self.encode(images), (images.shape[-2], images.shape[-1]))
+    def query_state(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> QueryState:
+        """See `EpisodeModel.query_state`."""
+        return QueryState(maps[-1], size)
 
     def predict(
         self,
@@ -111,6 +112,18 @@ class PrototypeModel(EpisodeModel[SupportState, QueryState, SegmentationOutput])
             logits = upsample(ops.cosine_logits(features, prototypes, self.scale), size or query.size)
         loss = torch.stack(list(losses.values())).sum() if losses else None
         return SegmentationOutput(logits, loss, losses, prototypes)
+
+    def sample_logits(
+        self,
+        state: SupportState,
+        query: QueryState,
+        steps: int | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """See `EpisodeModel.sample_logits`; [B,1,K,H,W], and ``steps`` as in `predict`."""
+        grid = (query.features.shape[-2], query.features.shape[-1])
+        return self.predict(state, query, steps, size=grid).logits[:, None]
 
     def _prototype_stages(self, support: Tensor, features: Tensor, steps: int | None) -> dict[str, Tensor]:
         """The prototypes that enter the loss, by name; the last ones give the prediction."""

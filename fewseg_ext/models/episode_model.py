@@ -1,10 +1,12 @@
 """What every model of few-shot episodes has: a backbone, and the stages from images to a prediction.
 
-Shapes: B tasks, N ways, S shots, C channels, H x W features, h x w images and masks.
+Shapes: B tasks, N ways, K = N + 1 classes (0 = background), S shots, L samples, C channels, H x W features, h x w
+images and masks.
 """
 
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from fewseg_ext.models.backbones import build_backbone
@@ -17,6 +19,9 @@ Output = TypeVar("Output")
 
 class EpisodeModel(nn.Module, Generic[Support, Query, Output]):
     """Encode the support, encode the query, predict; ``forward`` composes the stages. Subclasses fill them.
+
+    Both encodings have two halves: `encode`, which is all that the backbone does, alike for support and query, and
+    `pool_support` or `query_state`. Whoever meets an image again keeps what `encode` gave.
 
     Args:
         backbone: a name for :func:`~fewseg_ext.models.build_backbone`, or a module.
@@ -37,10 +42,9 @@ class EpisodeModel(nn.Module, Generic[Support, Query, Output]):
             self.backbone = build_backbone(backbone, weights)
             self.config.update(backbone=backbone, weights=None if weights is None else str(weights))
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Features [B,C,H,W] of images [B,3,h,w]: all that the support needs of them, worth keeping."""
-        features: Tensor = self.backbone(images)
-        return features
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The feature maps of images [B,3,h,w] that the model works with: the features [B,C,H,W] come last."""
+        return (self.backbone(images),)
 
     def encode_support(self, images: Tensor, masks: Tensor) -> Support:
         """Encode a support set.
@@ -55,11 +59,11 @@ class EpisodeModel(nn.Module, Generic[Support, Query, Output]):
         """
         if images.dim() != 6:
             raise ValueError(f"support_images: expected [B,N,S,3,h,w], got {list(images.shape)}")
-        features = self.encode(images.flatten(0, 2))
+        features = self.encode(images.flatten(0, 2))[-1]
         return self.pool_support(features.unflatten(0, images.shape[:3]), masks)
 
     def pool_support(self, features: Tensor, masks: Tensor) -> Support:
-        """The second half of :meth:`encode_support`, for features that were computed before: [B,N,S,C,H,W]."""
+        """The second half of :meth:`encode_support`: from the features [B,N,S,C,H,W], the last of the maps."""
         if masks.dim() != 5 or masks.shape[:3] != features.shape[:3]:
             raise ValueError(
                 f"support_masks: expected [B,N,S,h,w] with B,N,S = {list(features.shape[:3])}, got {list(masks.shape)}"
@@ -71,10 +75,25 @@ class EpisodeModel(nn.Module, Generic[Support, Query, Output]):
         """Encode queries [B,3,h,w], one per task."""
         if images.dim() != 4:
             raise ValueError(f"query_images: expected [B,3,h,w], got {list(images.shape)}")
-        return self._encode_query(images)
+        return self.query_state(self.encode(images), (images.shape[-2], images.shape[-1]))
+
+    def query_state(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> Query:
+        """The second half of :meth:`encode_query`: from the feature maps of B queries and the images' (h, w)."""
+        raise NotImplementedError
 
     def predict(self, state: Support, query: Query, *, query_masks: Tensor | None = None) -> Output:
         """Segment encoded queries: everything but the backbone."""
+        raise NotImplementedError
+
+    def sample_logits(self, state: Support, query: Query, *, generator: torch.Generator | None = None) -> Tensor:
+        """Logits [B,L,K,H',W'] at the model's own resolution, of which a prediction averages the L probabilities.
+
+        Args:
+            state: of B tasks.
+            query: of the same B tasks.
+            generator: what the samples are drawn with, on the device of the state; torch's own by default. Models
+                without samples, whose L is 1, ignore it.
+        """
         raise NotImplementedError
 
     def forward(
@@ -104,10 +123,6 @@ class EpisodeModel(nn.Module, Generic[Support, Query, Output]):
 
     def _pool(self, features: Tensor, masks: Tensor) -> Support:
         """`pool_support`, of arguments that fit."""
-        raise NotImplementedError
-
-    def _encode_query(self, images: Tensor) -> Query:
-        """`encode_query`, of images that fit."""
         raise NotImplementedError
 
 

@@ -240,6 +240,15 @@ class VPI(EpisodeModel[GaussianState, PyramidState, UncertainOutput]):
         self.register_buffer("training_steps", torch.zeros((), dtype=torch.int64))
         self.training_steps: Tensor
 
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The pyramid of images [B,3,h,w]: three maps, the finest first, the features [B,C,H,W] last."""
+        pyramid: tuple[Tensor, ...] = self.backbone.pyramid(images)  # type: ignore[operator]
+        return pyramid
+
+    def query_state(self, maps: tuple[Tensor, ...], size: tuple[int, int]) -> PyramidState:
+        """See `EpisodeModel.query_state`."""
+        return PyramidState(maps, size)
+
     def predict(
         self,
         state: GaussianState,
@@ -284,6 +293,15 @@ class VPI(EpisodeModel[GaussianState, PyramidState, UncertainOutput]):
         output.losses, output.prototypes, output.sample_logits = losses, z, logits
         return output
 
+    def sample_logits(
+        self, state: GaussianState, query: PyramidState, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """See `EpisodeModel.sample_logits`; one sample where the model averages logits."""
+        check_tasks(state.mean.shape[0], query.pyramid[-1].shape[0], "GaussianState.repeat")
+        z = self._sample(self._aggregate(state), 1 if self.deterministic else self.num_samples, generator)
+        logits = self._decode(query.pyramid, z)
+        return logits.mean(1, keepdim=True) if self.average == "logits" else logits
+
     def forward(
         self,
         support_images: Tensor,
@@ -310,10 +328,6 @@ class VPI(EpisodeModel[GaussianState, PyramidState, UncertainOutput]):
         foreground = masks if masks.dtype == torch.bool else masks == ways
         mean, variance = self._gaussian(self.prior, features.flatten(0, 2), foreground.flatten(0, 2))
         return GaussianState(*(x.unflatten(0, features.shape[:3]) for x in (mean, variance)))
-
-    def _encode_query(self, images: Tensor) -> PyramidState:
-        pyramid: tuple[Tensor, ...] = self.backbone.pyramid(images)  # type: ignore[operator]
-        return PyramidState(pyramid, (images.shape[-2], images.shape[-1]))
 
     def _gaussian(self, head: GaussianHead, features: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
         """[M,C,H,W] and bool [M,h,w] -> mean and variance [M,D]."""

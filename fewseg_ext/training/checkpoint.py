@@ -27,7 +27,7 @@ class Checkpoint:
     random_states: list[dict[str, Tensor]] = field(default_factory=list)  # of torch, by process: "cpu", "cuda"
     scores: list[dict[str, float]] = field(default_factory=list)  # of every validation: "iteration", "miou", "fb_iou"
     recipe: dict[str, Any] = field(default_factory=dict)  # of `fewseg train`, resolved
-    photo_hashes: list[str] | None = None  # of the photos trained on; None where nobody asked for them
+    photo_hashes: list[str] | None = None  # of all photos of the base classes; None where nobody made them
 
 
 def write_atomically(path: str | os.PathLike[str], write: Any) -> Path:

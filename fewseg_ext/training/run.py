@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from fewseg_ext.data.episodes import EpisodeDataset
+from fewseg_ext.data.overlap import photo_hashes
 from fewseg_ext.models.registry import MODELS
 from fewseg_ext.training.checkpoint import (
     Checkpoint,
@@ -41,17 +42,18 @@ def run_training(
     out_dir: str | os.PathLike[str],
     *,
     device: str = "cpu",
-    photo_hashes: list[str] | None = None,
     console: Console | None = None,
 ) -> Trainer:
     """Trains, or goes on with the training whose checkpoint is in ``out_dir``.
+
+    Checkpoints hold hashes of the photos, those that the model was selected by too, so that an evaluation on any of
+    them is found out.
 
     Args:
         recipe: what to train, and how.
         out_dir: gets ``recipe.yaml``, ``log.jsonl``, ``last.ckpt``, with validation classes ``best.ckpt``, and at the
             end ``loss.png``.
         device: "cpu" or "cuda".
-        photo_hashes: of the photos trained on, for the checkpoint.
         console: shows what is trained and the progress bar; None shows nothing.
 
     Raises:
@@ -61,7 +63,7 @@ def run_training(
         TrainingDiverged: the loss is not finite.
     """
     with launched_by_torchrun(device) as own_device:
-        run = _Run(recipe, Path(out_dir), own_device, photo_hashes, console if rank() == 0 else None)
+        run = _Run(recipe, Path(out_dir), own_device, console if rank() == 0 else None)
         run.train()
         return run.trainer
 
@@ -72,10 +74,9 @@ class _Run:
         recipe: Recipe,
         out: Path,
         device: torch.device,
-        photo_hashes: list[str] | None,
         console: Console | None,
     ) -> None:
-        self.recipe, self.out, self.photo_hashes, self.console = recipe, out, photo_hashes, console
+        self.recipe, self.out, self.console = recipe, out, console
         checkpoint = _previous(out / LAST, recipe)
         source = open_base_classes(recipe.data, console)
         train, validation = hold_out(source, recipe.data.validation_classes)
@@ -93,7 +94,10 @@ class _Run:
             self.trainer.restore(checkpoint)
         self._say(checkpoint, train.class_names, validation.class_names if validation is not None else [])
         self.log: TrainingLog | None = None
+        self.photo_hashes = checkpoint.photo_hashes if checkpoint is not None else None
         if rank() == 0:
+            if self.photo_hashes is None:
+                self.photo_hashes = photo_hashes(source, console)
             out.mkdir(parents=True, exist_ok=True)
             remove_leftovers(out)
             write_atomically(out / "recipe.yaml", lambda file: file.write(recipe.as_yaml().encode()))

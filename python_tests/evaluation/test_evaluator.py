@@ -12,9 +12,10 @@ from fewseg_ext.data.episodes import EpisodeDataset
 from fewseg_ext.data.transforms import PairTransform
 from fewseg_ext.evaluation.cache import TensorCache
 from fewseg_ext.evaluation.evaluate import evaluate, predict
-from fewseg_ext.evaluation.evaluator import Evaluator, label_map
+from fewseg_ext.evaluation.evaluator import Evaluator, label_map, sample_generator
 from fewseg_ext.evaluation.protocol import EvaluationProtocol
 from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline, PrototypeModel
+from fewseg_ext.models.vpi import VPI
 
 IMAGES = 5  # of each class
 
@@ -51,26 +52,53 @@ class Photos:
 
 class Backbone(nn.Module):
     out_channels = 8
+    pyramid_channels = (4, 6, 8)
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 8, 4, stride=4)
+        self.fine, self.middle = nn.Conv2d(3, 4, 2, stride=2), nn.Conv2d(4, 6, 2, stride=2)
+        self.last = nn.Conv2d(6, 8, 1)
         self.sizes: list[tuple[int, ...]] = []
 
-    def forward(self, images: Tensor) -> Tensor:
+    def pyramid(self, images: Tensor) -> tuple[Tensor, ...]:
         self.sizes.append(tuple(images.shape))
-        return self.conv(images)
+        fine = self.fine(images)
+        middle = self.middle(fine)
+        return fine, middle, self.last(middle)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pyramid(images)[-1]
 
 
-def make_model(model_class: type[PrototypeModel] = PrototypeBaseline) -> PrototypeModel:
+def make_model(model_class: type[PrototypeModel] | type[VPI] = PrototypeBaseline) -> PrototypeModel | VPI:
     torch.manual_seed(1)
-    return model_class(Backbone()).eval()  # type: ignore[call-arg]
+    if model_class is not VPI:
+        return model_class(Backbone()).eval()  # type: ignore[call-arg]
+    model = VPI(Backbone(), latent_dim=6, width=8, num_samples=3).eval()
+    # So wide that the samples decide many pixels.
+    nn.init.constant_(model.prior.log_variance.bias, 3.0)
+    return model
 
 
 SMALL = {"episodes": 12, "seeds": (0,), "input_size": 32, "square_size": 24}
 
 
-def slow_scores(model: PrototypeModel, protocol: EvaluationProtocol, seed: int) -> dict[str, dict[str, float]]:
+def slow_probabilities(
+    model: PrototypeModel | VPI,
+    support: tuple[Tensor, Tensor],
+    query: Tensor,
+    size: tuple[int, ...],
+    samples: torch.Generator,
+) -> Tensor:
+    with torch.no_grad():
+        state, encoded = model.encode_support(*support), model.encode_query(query[None])
+        if isinstance(model, VPI):
+            return model.predict(state, encoded, size=size, generator=samples).probabilities
+        logits = model.predict(state, encoded, size=encoded.features.shape[-2:]).logits
+    return F.interpolate(logits, size=size, mode="bilinear").softmax(1)
+
+
+def slow_scores(model: PrototypeModel | VPI, protocol: EvaluationProtocol, seed: int) -> dict[str, dict[str, float]]:
     """Class IoU at both resolutions, one step after the other as the protocol reads."""
     source = Photos()
     pixels = {name: torch.zeros(3, 2, dtype=torch.int64) for name in ("original", "square")}
@@ -98,16 +126,11 @@ def slow_scores(model: PrototypeModel, protocol: EvaluationProtocol, seed: int) 
             size = truth.shape if name == "original" else (protocol.square_size,) * 2
             target = F.interpolate(truth[None, None].float(), size=size, mode="nearest-exact")[0, 0]
             probabilities = torch.zeros(1, protocol.ways + 1, *size)
+            support = torch.stack(images).unflatten(0, shape), torch.stack(masks).unflatten(0, shape)
+            samples = sample_generator(seed, index, "cpu")
             for scale in protocol.scales:
-                side = round(scale * 32)
-                query, _ = PairTransform(side)(image, labels, random.Random())
-                with torch.no_grad():
-                    state = model.encode_support(
-                        torch.stack(images).unflatten(0, shape), torch.stack(masks).unflatten(0, shape)
-                    )
-                    encoded = model.encode_query(query[None])
-                    logits = model.predict(state, encoded, size=encoded.features.shape[-2:]).logits
-                probabilities += F.interpolate(logits, size=size, mode="bilinear").softmax(1)
+                query, _ = PairTransform(round(scale * 32))(image, labels, random.Random())
+                probabilities += slow_probabilities(model, support, query, size, samples)
             prediction = probabilities.argmax(1)[0]
             if protocol.ignored == "background":
                 target[target == 255] = 0
@@ -120,7 +143,7 @@ def slow_scores(model: PrototypeModel, protocol: EvaluationProtocol, seed: int) 
     }
 
 
-@pytest.mark.parametrize("model_class", [PrototypeBaseline, BiOpt])
+@pytest.mark.parametrize("model_class", [PrototypeBaseline, BiOpt, VPI])
 @pytest.mark.parametrize(
     "options",
     [{}, {"ways": 2, "shots": 2}, {"scales": (0.7, 1.0, 1.3)}, {"ignored": "background"}],
@@ -136,19 +159,35 @@ def test_agrees_with_the_obvious_way(options, model_class):
         assert scores[resolution].miou == pytest.approx(sum(class_iou.values()) / 3, abs=0.1)
 
 
-def test_workers_and_cache_change_no_bit():
+@pytest.mark.parametrize("model_class", [PrototypeBaseline, VPI])
+def test_workers_and_cache_change_no_bit(model_class):
     protocol = EvaluationProtocol(**{**SMALL, "shots": 2, "scales": (0.7, 1.3)})
-    plenty = Evaluator(make_model(), Photos(), protocol)
+    plenty = Evaluator(make_model(model_class), Photos(), protocol)
     expected = plenty.run(0)
     for workers, cache_bytes in ((0, 0), (2, 0), (2, plenty.cache.bytes // 2), (2, 2**30)):
-        other = Evaluator(make_model(), Photos(), protocol, num_workers=workers, cache_bytes=cache_bytes)
+        model = make_model(model_class)
+        other = Evaluator(model, Photos(), protocol, num_workers=workers, cache_bytes=cache_bytes)
+        torch.manual_seed(workers)
         assert other.run(0) == expected
         assert other.run(0) == expected  # with a warm cache
         assert other.cache.bytes <= cache_bytes
 
 
-def test_every_photo_is_encoded_once_and_alone():
-    model = make_model()
+def test_samples_are_of_the_episode_and_leave_torch_s_generator_alone(monkeypatch):
+    where = "fewseg_ext.evaluation.evaluator.sample_generator"
+    evaluator, drawn = Evaluator(make_model(VPI), Photos(), EvaluationProtocol(**SMALL)), []
+    before = torch.get_rng_state()
+    monkeypatch.setattr(where, lambda *key: drawn.append(key[:2]) or sample_generator(*key))
+    miou = evaluator.run(5, part=(1, 2))["original"].miou
+    assert drawn == [(5, index) for index in (1, 3, 5, 7, 9, 11)]
+    assert torch.equal(torch.get_rng_state(), before)
+    monkeypatch.setattr(where, lambda *key: torch.Generator().manual_seed(0))
+    assert evaluator.run(5, part=(1, 2))["original"].miou != miou, "the samples do not matter"
+
+
+@pytest.mark.parametrize("model_class", [BiOpt, VPI])
+def test_every_photo_is_encoded_once_and_alone(model_class):
+    model = make_model(model_class)
     evaluator = Evaluator(model, Photos(), EvaluationProtocol(**{**SMALL, "episodes": 40}))
     evaluator.run(0)
     evaluator.run(1)
@@ -167,19 +206,20 @@ def test_only_the_query_is_scaled():
     assert sorted(size[-1] for size in model.backbone.sizes) == [16, 32, 32, 32, 48]
 
 
-def test_softmax_maps_are_averaged_and_not_logits():
-    sure, unsure = torch.tensor([0.0, 9.0]).view(1, 2, 1, 1), torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
+def test_softmax_maps_of_scales_and_of_samples_are_averaged_and_not_logits():
+    sure, unsure = torch.tensor([0.0, 9.0]).view(1, 1, 2, 1, 1), torch.tensor([1.0, 0.0]).view(1, 1, 2, 1, 1)
     # Averaged logits, and the mean of sure and two unsure maps, say 1; the softmax of logits (1, 0) is 0.73.
-    assert label_map([sure, unsure], (1, 1)).item() == 1
-    assert label_map([sure, unsure, unsure, unsure], (1, 1)).item() == 0
+    for maps in ([sure, unsure], [sure, unsure, unsure, unsure]):
+        expected = int(len(maps) == 2)
+        assert label_map(maps, (1, 1)).item() == label_map([torch.cat(maps, 1)], (1, 1)).item() == expected
     assert (sure + 3 * unsure).argmax() == 1
 
 
 def test_label_map_is_argmax():
     logits = torch.randint(0, 3, (2, 4, 5, 6), generator=torch.Generator().manual_seed(0)).float()  # with ties
-    assert torch.equal(label_map([logits], (5, 6)), logits.argmax(1))
+    assert torch.equal(label_map([logits[:, None]], (5, 6)), logits.argmax(1))
     up = F.interpolate(logits, size=(9, 7), mode="bilinear")
-    assert torch.equal(label_map([logits], (9, 7)), up.argmax(1))
+    assert torch.equal(label_map([logits[:, None]], (9, 7)), up.argmax(1))
 
 
 def test_every_image_is_the_query_once():
@@ -196,14 +236,14 @@ def test_every_image_is_the_query_once():
 def test_the_cache_is_bounded_and_holds_copies():
     cache = TensorCache(100)
     base = torch.zeros(10, 4)
-    cache.put("a", base[0])
-    cache.put("b", torch.zeros(22))
+    cache.put("a", (base[0], base[1, :2]))
+    cache.put("b", (torch.zeros(10), torch.zeros(10)))
     assert "b" not in cache
-    cache.put("b", torch.zeros(21))
+    cache.put("b", (torch.zeros(10), torch.zeros(9)))
     assert cache.bytes == 100
     kept = cache.get("a")
     assert kept is not None
-    assert kept.untyped_storage().nbytes() == 16
+    assert [x.untyped_storage().nbytes() for x in kept] == [16, 8]
     assert cache.get("c") is None
     with pytest.raises(ValueError, match="max_bytes"):
         TensorCache(-1)

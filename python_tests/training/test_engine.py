@@ -122,7 +122,7 @@ def test_mixed_precision_trains_and_keeps_weights_in_float32(precision, model_cl
     trainer = Trainer(model_class(Conv4(out_channels=16, width=8)), episodes(), config)
     before = trainer.model.backbone.blocks[0][0].weight.clone()
     dtypes = []
-    trainer.model.backbone.register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
+    trainer.model.backbone.blocks[3].register_forward_hook(lambda *args: dtypes.append(args[2].dtype))
     assert all(math.isfinite(loss) for loss in trainer.run())
     assert not torch.equal(trainer.model.backbone.blocks[0][0].weight, before)
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
