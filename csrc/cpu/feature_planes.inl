@@ -1,5 +1,5 @@
-// What the operators do with a task's features, in both layouts: sums over the pixels, dots with every pixel, and maps
-// made of a few vectors. Each reads the features once.
+// What the operators do with a task's features, in both layouts: sums over the pixels, and dots with every pixel. Each
+// reads the features once.
 
 // Sums in float32 are cut into runs of this many terms, so that their rounding does not grow with the map.
 constexpr int64_t kRun = 128;
@@ -147,39 +147,4 @@ static void project(FeaturePlanes<S> f, const A* vectors, int64_t classes, int64
       for (; x < last; ++x) out[x] = project_row(f.data + x * f.pixel_stride, vector, f.channels);
     }
   }
-}
-
-// --- a map made of a few vectors, and of the features themselves ----------------------------------------------------
-
-//   out[i][l] = sum_j scalar[j][i] lane[j][l] + own * q[i][l]
-// where l runs along the axis that is contiguous in memory (pixels for NCHW, channels for channels-last) and i along
-// the other; `own` is one number per pixel, so q_lane[l] for NCHW and q_scalar[i] for channels-last, the other being
-// null.
-template <int kRows, class S, class A>
-static inline void gradient_rows(const S* q, int64_t stride, const A* lane, int64_t lane_stride, const A* scalar,
-                                 int64_t scalar_stride, int64_t count, const A* q_lane, const A* q_scalar, int64_t i,
-                                 int64_t first, int64_t last, S* out) {
-  int64_t l = first;
-  for (; l + kBlock <= last; l += kBlock) {
-    Block<A> sums[kRows];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Block<A> from_q = q_lane ? load(q_lane + l) : splat(q_scalar[i + r]);
-      sums[r] = from_q * load(q + (i + r) * stride + l);
-    }
-    for (int64_t j = 0; j < count; ++j) {
-      const Block<A> v = load(lane + j * lane_stride + l);
-      const A* s = scalar + j * scalar_stride + i;
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) multiply_add(sums[r], s[r], v);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) store(out + (i + r) * stride + l, sums[r]);
-  }
-  for (; l < last; ++l)
-    for (int r = 0; r < kRows; ++r) {
-      A total = (q_lane ? q_lane[l] : q_scalar[i + r]) * widen(q[(i + r) * stride + l]);
-      for (int64_t j = 0; j < count; ++j) total += scalar[j * scalar_stride + i + r] * lane[j * lane_stride + l];
-      narrow(total, out[(i + r) * stride + l]);
-    }
 }

@@ -5,7 +5,6 @@
 // the batch. A task's pixels are cut into chunks of fixed size; one partial sum per chunk, added in order: the bits
 // depend neither on the batch nor on the number of threads.
 #include <algorithm>
-#include <functional>
 #include <tuple>
 
 #include "../common/arguments.h"
@@ -47,9 +46,9 @@ class Task {
     const int64_t valid = convert_labels(kOp, labels, task, N_, map_.width, K_, settings_.ignore_index, target_.data());
     weight_ = A(settings_.scale / (settings_.mean ? double(std::max<int64_t>(valid, 1)) : 1.0));
     packed_ = {tiles, inverse_norm, target_.data(), C_, Cp_, N_, K_};
-    pack_ = [this, features, tiles, inverse_norm](int64_t first, int64_t last) {
-      body_.pack(features, C_, N_, map_.channels_last, first, last, tiles, inverse_norm);
-    };
+    tiles_ = tiles;
+    inverse_norm_ = inverse_norm;
+    not_packed_ = features;
   }
 
   void normalise(const A* prototypes) {
@@ -124,14 +123,14 @@ class Task {
   }
   template <class F>
   void sweep(const F& f) {
-    if (pack_)
+    if (not_packed_)
       each_chunk(4, [&](int64_t first, int64_t last, int64_t chunk) {
-        pack_(first, last);
+        body_.pack(not_packed_, C_, N_, map_.channels_last, first, last, tiles_, inverse_norm_);
         f(first, last, chunk);
       });
     else
       each_chunk(2, f);
-    pack_ = nullptr;
+    not_packed_ = nullptr;
   }
   A* partial(int64_t chunk) { return partials_.data() + chunk * (K_ - 1) * Cp_; }
   // Sums the chunks' partials into the vectors 1..K-1 of `total` [K][Cp].
@@ -143,7 +142,9 @@ class Task {
   const int64_t N_, C_, Cp_, K_, chunks_;
   A weight_ = 0;
   PackedTask<S> packed_{};
-  std::function<void(int64_t first, int64_t last)> pack_;  // empty once it is done
+  const S* not_packed_ = nullptr;  // the features, until the first sweep has packed them into the next two
+  S* tiles_ = nullptr;
+  A* inverse_norm_ = nullptr;
   bool backwards_ = true;
   std::vector<int32_t> target_;
   std::vector<A> unit_, prototype_inverse_norm_, difference_, partials_, direction_, b_;

@@ -259,28 +259,52 @@ static void ascend(const PackedTask<S>& task, const A* direction, const A* cosin
 
 // --- gradient to the features ------------------------------------------------------------------------------------
 
+//   out[i][l] = sum_j scalar[j][i] lane[j][l] + own * q[i][l]
+// where l runs along the axis that is contiguous in memory (pixels for NCHW, channels for channels-last), which has
+// `length` values, and i along the other; `own` is one number per pixel, so own_lane[l] for NCHW and own_scalar[i] for
+// channels-last, the other being null.
+template <int kRows, class S, class A>
+static inline void gradient_rows(const S* q, int64_t length, const A* lane, const A* scalar, int64_t scalar_stride,
+                                 int64_t count, const A* own_lane, const A* own_scalar, int64_t i, S* out) {
+  int64_t l = 0;
+  for (; l + kBlock <= length; l += kBlock) {
+    Block<A> sums[kRows];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const Block<A> own = own_lane ? load(own_lane + l) : splat(own_scalar[i + r]);
+      sums[r] = own * load(q + (i + r) * length + l);
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      const Block<A> v = load(lane + j * length + l);
+      const A* s = scalar + j * scalar_stride + i;
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) multiply_add(sums[r], s[r], v);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) store(out + (i + r) * length + l, sums[r]);
+  }
+  for (; l < length; ++l)
+    for (int r = 0; r < kRows; ++r) {
+      A total = (own_lane ? own_lane[l] : own_scalar[i + r]) * widen(q[(i + r) * length + l]);
+      for (int64_t j = 0; j < count; ++j) total += scalar[j * scalar_stride + i + r] * lane[j * length + l];
+      narrow(total, out[(i + r) * length + l]);
+    }
+}
+
 // A group of rows at a time, each from end to end: runs as long as memory has them.
 template <class S, class A>
 static void gradient(FeaturePlanes<S> f, const A* coefficient, const A* basis, int64_t count, const A* own,
                      int64_t first, int64_t last, S* d_features) {
   constexpr int kRows = registers_for_blocks<A>();
-  const A* none = nullptr;
+  const bool planes = f.pixel_stride == 1;
+  const int64_t length = planes ? f.pixels : f.channels, scalar_stride = planes ? f.channels : f.pixels;
+  const A *lane = planes ? coefficient : basis, *scalar = planes ? basis : coefficient;
+  const A *own_lane = planes ? own : nullptr, *own_scalar = planes ? nullptr : own;
   int64_t i = first;
-  if (f.pixel_stride == 1) {
-    for (; i + kRows <= last; i += kRows)
-      gradient_rows<kRows>(f.data, f.pixels, coefficient, f.pixels, basis, f.channels, count, own, none, i, 0, f.pixels,
-                           d_features);
-    for (; i < last; ++i)
-      gradient_rows<1>(f.data, f.pixels, coefficient, f.pixels, basis, f.channels, count, own, none, i, 0, f.pixels,
-                       d_features);
-  } else {
-    for (; i + kRows <= last; i += kRows)
-      gradient_rows<kRows>(f.data, f.channels, basis, f.channels, coefficient, f.pixels, count, none, own, i, 0,
-                           f.channels, d_features);
-    for (; i < last; ++i)
-      gradient_rows<1>(f.data, f.channels, basis, f.channels, coefficient, f.pixels, count, none, own, i, 0, f.channels,
-                       d_features);
-  }
+  for (; i + kRows <= last; i += kRows)
+    gradient_rows<kRows>(f.data, length, lane, scalar, scalar_stride, count, own_lane, own_scalar, i, d_features);
+  for (; i < last; ++i)
+    gradient_rows<1>(f.data, length, lane, scalar, scalar_stride, count, own_lane, own_scalar, i, d_features);
 }
 
 // --- prototypes --------------------------------------------------------------------------------------------------
