@@ -1,10 +1,11 @@
-"""The demonstration: generate classes, train BiOpt and its baseline for the same time, segment classes never seen.
+"""The demonstration: generate classes, train BiOpt, its baseline and VPI, segment classes never seen.
 
 The pictures of a class drift in appearance, the case that BiOpt is meant for (see `fewseg_ext.data.synthetic`). BiOpt
 trains for a fixed number of iterations, the first part of them on the support prototypes alone, as the baseline does
 all the time; the baseline, with the same backbone from the same initial weights, the same episodes and the same
-optimiser, trains for as many seconds as BiOpt took, so it does more iterations. All models are scored on the same
-episodes of the unseen classes, which play no part in the training.
+optimiser, trains for as many seconds as BiOpt took, so it does more iterations. VPI, as in its paper, starts from a
+backbone that was trained before, here the baseline's, and trains everything behind it for half a minute. All models are
+scored on the same episodes of the unseen classes, which play no part in the training.
 """
 
 import json
@@ -26,7 +27,8 @@ from fewseg_ext.data.synthetic import SyntheticConfig, generate_synthetic
 from fewseg_ext.data.transforms import PairTransform
 from fewseg_ext.evaluation.evaluate import EvaluationResult, evaluate, example_rows
 from fewseg_ext.evaluation.pictures import draw_grid, draw_losses, save_figure
-from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline, PrototypeModel
+from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline
+from fewseg_ext.models.vpi import VPI
 from fewseg_ext.progress import progress_bar
 from fewseg_ext.training.checkpoint import save_checkpoint, write_atomically
 from fewseg_ext.training.engine import Trainer, TrainingConfig
@@ -42,12 +44,16 @@ HEAD_LEARNING_RATE = 3e-4
 # for prototypes; training through them from the start gained less, in runs on seeds 0 and 1.
 SUPPORT_FIRST = 0.9
 BATCH_SIZE = 8
+# Of VPI, whose backbone is frozen.
+VPI_ITERATIONS = 600
+VPI_LATENT_DIM = 32
+VPI_WIDTH = 48
 TEST_EPISODES = 400
 # More episodes than any demo draws, so that the training never sees one twice.
 TRAIN_EPISODES = 10_000_000
 GRID_ROWS = 6
 
-MODELS = ("untrained", "baseline", "biopt")
+MODELS = ("untrained", "baseline", "biopt", "vpi")
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ def run_demo(
     seed: int = 0,
     iterations: int = ITERATIONS,
     baseline_iterations: int | None = None,
+    vpi_iterations: int = VPI_ITERATIONS,
     batch_size: int = BATCH_SIZE,
     episodes: int = TEST_EPISODES,
     data: SyntheticConfig | None = None,
@@ -86,11 +93,12 @@ def run_demo(
     """Runs the demonstration and writes its results.
 
     Args:
-        out_dir: gets ``data/`` (the generated pictures), ``grid.png``, ``loss.png``, ``report.json``, ``biopt.ckpt``
-            and ``baseline.ckpt``. Each file appears whole or not at all, and replaces that of an earlier run.
+        out_dir: gets ``data/`` (the generated pictures), ``grid.png``, ``loss.png``, ``report.json``, ``biopt.ckpt``,
+            ``baseline.ckpt`` and ``vpi.ckpt``. Each file appears whole or not at all, and replaces an earlier one.
         seed: of the pictures, the weights and the episodes.
         iterations: of BiOpt.
         baseline_iterations: of the baseline; None trains it for as many seconds as BiOpt took.
+        vpi_iterations: of VPI.
         batch_size: episodes per iteration.
         episodes: how many of the unseen classes score the models.
         data: what is generated, None means the defaults; its seed is replaced by this one.
@@ -109,7 +117,7 @@ def run_demo(
     )
     test = EpisodeDataset(FSS1000(root / "unseen", cache=True), episodes, seed=seed)
 
-    models: dict[str, PrototypeModel] = {}
+    models: dict[str, BiOpt | PrototypeBaseline | VPI] = {}
     for name, model_class in (("biopt", BiOpt), ("baseline", PrototypeBaseline)):
         # The same seed twice: both backbones start from the same weights.
         torch.manual_seed(seed)
@@ -134,6 +142,13 @@ def run_demo(
     config = TrainingConfig(**{**asdict(config), **budget})
     trainers["baseline"] = Trainer(models["baseline"], train, config, console=console)
     trainers["baseline"].run("training baseline")
+    torch.manual_seed(seed)
+    models["vpi"] = VPI(BACKBONE, latent_dim=VPI_LATENT_DIM, width=VPI_WIDTH, kl_warmup=vpi_iterations)
+    models["vpi"].backbone.load_state_dict(models["baseline"].backbone.state_dict())
+    models["vpi"].backbone.requires_grad_(False)
+    config = replace(config, iterations=vpi_iterations, seconds=None, head_lr=LEARNING_RATE, support_first=0.0)
+    trainers["vpi"] = Trainer(models["vpi"], train, config, console=console)
+    trainers["vpi"].run("training VPI")
     for name, model in models.items():
         with progress_bar(console, f"scoring {name}") as progress:
             scores[name] = evaluate(model, test, progress=progress)
@@ -155,11 +170,9 @@ def run_demo(
             "threads": torch.get_num_threads(),
         },
     )
-    histories = {name: trainers[name].history for name in ("biopt", "baseline")}
-    save_figure(
-        out / "grid.png",
-        draw_grid(example_rows(test, {"baseline": models["baseline"], "BiOpt": models["biopt"]}, GRID_ROWS)),
-    )
+    histories = {name: trainer.history for name, trainer in trainers.items()}
+    columns = {"baseline": models["baseline"], "BiOpt": models["biopt"], "VPI": models["vpi"]}
+    save_figure(out / "grid.png", draw_grid(example_rows(test, columns, GRID_ROWS)))
     switches = {"biopt": round(SUPPORT_FIRST * iterations)}
     save_figure(out / "loss.png", draw_losses(histories, switches))
     for name, trainer in trainers.items():

@@ -13,6 +13,7 @@ from fewseg_ext.training.checkpoint import load_checkpoint
 SMALL = {
     "iterations": 3,
     "baseline_iterations": 4,
+    "vpi_iterations": 2,
     "batch_size": 2,
     "episodes": 10,
     "data": SyntheticConfig(train_classes=3, unseen_classes=2, images_per_class=3, size=48),
@@ -22,15 +23,15 @@ SMALL = {
 def test_writes_everything_it_promises(tmp_path):
     out = tmp_path / "demo"
     report = run_demo(out, **SMALL)
-    expected = {"data", "grid.png", "loss.png", "report.json", "biopt.ckpt", "baseline.ckpt"}
+    expected = {"data", "grid.png", "loss.png", "report.json", "biopt.ckpt", "baseline.ckpt", "vpi.ckpt"}
     assert {path.name for path in out.iterdir()} == expected
     assert min(Image.open(out / "grid.png").size) > 300
     assert min(Image.open(out / "loss.png").size) > 300
     content = json.loads((out / "report.json").read_text())
     assert content["seed"] == 0
-    assert content["iterations"] == {"biopt": 3, "baseline": 4}
+    assert content["iterations"] == {"biopt": 3, "baseline": 4, "vpi": 2}
     assert content["seconds"]["biopt"] > 0
-    assert set(content["scores"]) == {"untrained", "baseline", "biopt"}
+    assert set(content["scores"]) == {"untrained", "baseline", "biopt", "vpi"}
     for name, score in content["scores"].items():
         assert score["miou"] == report.scores[name].miou
         assert 0 <= score["miou"] <= 100
@@ -43,7 +44,11 @@ def test_writes_everything_it_promises(tmp_path):
 
 def test_checkpoints_build_the_models_again(tmp_path):
     run_demo(tmp_path, **SMALL)
-    for name, class_name, iterations in (("biopt", "BiOpt", 3), ("baseline", "PrototypeBaseline", 4)):
+    for name, class_name, iterations in (
+        ("biopt", "BiOpt", 3),
+        ("baseline", "PrototypeBaseline", 4),
+        ("vpi", "VPI", 2),
+    ):
         checkpoint = load_checkpoint(tmp_path / f"{name}.ckpt")
         model = build_model(checkpoint.model)
         model.load_state_dict(checkpoint.weights)

@@ -52,6 +52,13 @@ def test_examples_of_own_photos(page: str, tmp_path: Path, monkeypatch: pytest.M
     assert names["result"].mask.shape == (96, 96)
 
 
+def test_example_of_vpi() -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/vpi.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(snippet, names)
+    assert names["output"].mutual_information.shape == (1, 64, 64)
+
+
 @pytest.mark.filterwarnings("ignore:ROOT/fewshot_data has 1 of the")
 def test_examples_of_the_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order, on small data in the places that the page names."""

@@ -39,7 +39,8 @@ Color = tuple[float, float, float]  # hue, saturation, value, each in [0, 1]
 @dataclass(frozen=True)
 class SyntheticConfig:
     """What is generated. ``appearance_drift`` scales how far the pictures of one class differ in colour, texture and
-    light: 0 makes them alike, 1 is the default."""
+    light: 0 makes them alike, 1 is the default. With ``rivals`` one of the other objects is as large as the one that is
+    meant: without the support nobody could say which of the two it is."""
 
     seed: int = 0
     train_classes: int = 100
@@ -47,6 +48,7 @@ class SyntheticConfig:
     images_per_class: int = 10
     size: int = 128
     appearance_drift: float = 1.0
+    rivals: bool = False
 
     def __post_init__(self) -> None:
         pairs = len(SHAPES) * len(TEXTURES)
@@ -232,7 +234,10 @@ def draw_picture(
                 mask = full = canvas.draw_object(kind, centre, radius, config.appearance_drift, rng)
             else:
                 other = others[rng.integers(len(others))]
+                rival = config.rivals and index == (position + 1) % (distractors + 1)
                 centre, radius = rng.uniform(0.05, 0.95, 2), rng.uniform(0.1, 0.2)
+                if rival:
+                    centre, radius = rng.uniform(0.28, 0.72, 2), rng.uniform(0.2, 0.36)
                 mask = mask * (1 - canvas.draw_object(other, centre, radius, config.appearance_drift, rng))
         canvas.light(config.appearance_drift, rng)
         # Too small or mostly hidden: nobody could say what the picture shows.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from fewseg_ext import ops
 from fewseg_ext.data.episodes import IGNORE_INDEX, EpisodeDataset
 from fewseg_ext.data.transforms import PairTransform
 from fewseg_ext.evaluation.evaluator import DEFAULT_CACHE_BYTES, Evaluator, label_map
@@ -74,19 +75,27 @@ def predict(model: nn.Module, batch: dict[str, Tensor], device: torch.device | s
 
     A model that draws samples draws the same ones for the same batch.
     """
-    images, masks, queries = (batch[key].to(device) for key in ("support_images", "support_masks", "query_images"))
-    if isinstance(model, EpisodeModel):
-        samples = torch.Generator(device).manual_seed(0)
-        state, query = model.encode_support(images, masks), model.encode_query(queries)
-        logits = model.sample_logits(state, query, generator=samples)
-    else:
-        logits = model(images, masks, queries).logits[:, None]
     height, width = batch["query_masks"].shape[-2:]
-    return label_map([logits], (height, width))
+    return label_map([_sample_logits(model, batch, device)], (height, width))
+
+
+@torch.inference_mode()
+def _sample_logits(model: nn.Module, batch: dict[str, Tensor], device: torch.device | str) -> Tensor:
+    """[B,L,K,H,W], of one sample where the model draws none."""
+    images, masks, queries = (batch[key].to(device) for key in ("support_images", "support_masks", "query_images"))
+    if not isinstance(model, EpisodeModel):
+        logits: Tensor = model(images, masks, queries).logits[:, None]
+        return logits
+    samples = torch.Generator(device).manual_seed(0)
+    return model.sample_logits(model.encode_support(images, masks), model.encode_query(queries), generator=samples)
 
 
 def example_rows(
-    dataset: EpisodeDataset, models: Mapping[str, nn.Module], count: int, device: torch.device | str = "cpu"
+    dataset: EpisodeDataset,
+    models: Mapping[str, nn.Module],
+    count: int,
+    device: torch.device | str = "cpu",
+    samples: int = 2,
 ) -> list[GridRow]:
     """The first episodes of different classes, not chosen by how well they went, for `draw_grid`.
 
@@ -95,6 +104,7 @@ def example_rows(
         models: by column title, in eval mode.
         count: of rows, fewer where there are fewer classes.
         device: where the models are.
+        samples: of a model that averages samples, so many single ones are shown, and the entropy of the average.
     """
     rows: list[GridRow] = []
     seen: set[int] = set()
@@ -107,6 +117,18 @@ def example_rows(
         seen.add(class_id)
         episode = dataset[index]
         batch = default_collate([episode])
+        predictions: dict[str, Tensor] = {}
+        uncertainties: dict[str, Tensor] = {}
+        for name, model in models.items():
+            height, width = episode["query_masks"].shape
+            size = (height, width)
+            logits = _sample_logits(model, batch, device)
+            predictions[name] = label_map([logits], size)[0].cpu() == way
+            if logits.shape[1] > 1:
+                for sample in range(min(samples, logits.shape[1])):
+                    one = label_map([logits[:, sample : sample + 1]], size)
+                    predictions[f"{name}, sample {sample + 1}"] = one[0].cpu() == way
+                uncertainties[f"{name}, entropy"] = ops.mc_uncertainty(logits, size)[2][0].float().cpu()
         rows.append(
             GridRow(
                 title=dataset.source.class_names[class_id].replace("_", " "),
@@ -115,7 +137,8 @@ def example_rows(
                 query_image=episode["query_images"],
                 query_mask=episode["query_masks"] == way,
                 query_ignored=episode["query_masks"] == IGNORE_INDEX,
-                predictions={name: predict(model, batch, device)[0].cpu() == way for name, model in models.items()},
+                predictions=predictions,
+                uncertainties=uncertainties,
             )
         )
         if len(rows) == count:

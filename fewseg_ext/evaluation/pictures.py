@@ -1,9 +1,10 @@
 """Pictures of what a model does: a grid of segmentations, loss curves, scores by class. Needs matplotlib."""
 
+import math
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,25 +33,33 @@ class GridRow:
     query_mask: Tensor
     query_ignored: Tensor  # bool [h,w], pixels that the IoU leaves out
     predictions: dict[str, Tensor]  # column title -> bool [h,w]
+    uncertainties: dict[str, Tensor] = field(default_factory=dict)  # column title -> float32 [h,w] in nats
 
 
 def draw_grid(rows: Sequence[GridRow]) -> "Figure":
-    """Support, query, truth and every prediction in columns, one episode per row, IoU under each prediction."""
+    """Support, query, truth, every prediction and every map of uncertainty in columns, one episode per row.
+
+    Under a prediction stands its IoU, under an uncertainty its mean; its colours go from 0 to the entropy of a coin.
+    """
     figure_class = _figure_class()
-    names = list(rows[0].predictions)
-    titles = ["support", "query", "truth", *names]
+    names, maps = list(rows[0].predictions), list(rows[0].uncertainties)
+    titles = ["support", "query", "truth", *names, *maps]
     figure = figure_class(figsize=(1.75 * len(titles) + 0.3, 1.95 * len(rows) + 0.4), layout="constrained")
     axes = figure.subplots(len(rows), len(titles), squeeze=False)
     for row, line in zip(rows, axes, strict=True):
         _show(line[0], row.support_image, row.support_mask, TRUTH)
         _show(line[1], row.query_image)
         _show(line[2], row.query_image, row.query_mask, TRUTH)
-        for name, ax in zip(names, line[3:], strict=True):
+        for name, ax in zip(names, line[3:], strict=False):
             prediction = row.predictions[name]
             _show(ax, row.query_image, prediction, PREDICTION)
             union = int(((prediction | row.query_mask) & ~row.query_ignored).sum())
             iou = int((prediction & row.query_mask).sum()) / max(union, 1)
             ax.set_xlabel(f"IoU {100 * iou:.0f}", fontsize=9, color=INK, labelpad=3)
+        for name, ax in zip(maps, line[3 + len(names) :], strict=True):
+            ax.imshow(row.uncertainties[name].numpy(), cmap="magma", vmin=0, vmax=math.log(2))
+            _bare(ax)
+            ax.set_xlabel(f"mean {row.uncertainties[name].mean():.2f} nats", fontsize=9, color=INK, labelpad=3)
         line[0].set_ylabel(row.title, fontsize=9, color=INK)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=11, color=INK)
@@ -136,6 +145,11 @@ def _show(ax: "Axes", image: Tensor, mask: Tensor | None = None, color: tuple[fl
     ax.imshow(picture.permute(1, 2, 0).numpy(), interpolation="antialiased")
     if mask is not None and mask.any() and not mask.all():
         ax.contour(mask.float().numpy(), levels=[0.5], colors=[color], linewidths=1.2)
+    _bare(ax)
+
+
+def _bare(ax: "Axes") -> None:
+    """A picture: neither ticks nor frame."""
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():

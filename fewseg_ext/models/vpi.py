@@ -163,7 +163,8 @@ class VPI(EpisodeModel[GaussianState, PyramidState, UncertainOutput]):
         num_samples: L, samples that a prediction averages.
         train_samples: L of the training, samples whose losses are averaged.
         sample_from: where the training's samples come from, "prior" (as Algorithm 1) or "posterior".
-        kl_weight: factor of the KL, which is summed over the latent channels and averaged over tasks and ways.
+        kl_weight: factor of the KL, which is summed over the latent channels and averaged over tasks and ways. With
+            0.01 the prior's means became the same for every class on generated data: see docs/vpi.md.
         kl_warmup: training steps in which the factor rises from 0 to ``kl_weight``.
         average: predictions average "probabilities" or "logits".
         mean_weighting: how the shots' means are aggregated, "precision" or "uniform" (Table 2).
@@ -181,7 +182,7 @@ class VPI(EpisodeModel[GaussianState, PyramidState, UncertainOutput]):
         num_samples: int = 6,
         train_samples: int = 1,
         sample_from: str = "prior",
-        kl_weight: float = 0.01,
+        kl_weight: float = 3e-4,
         kl_warmup: int = 1000,
         average: str = "probabilities",
         mean_weighting: str = "precision",

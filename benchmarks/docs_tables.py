@@ -1,7 +1,7 @@
-"""Writes the tables of README.md from the committed results, so that no figure is copied by hand.
+"""Writes the tables of README.md and docs/ from the committed results, so that no figure is copied by hand.
 
-    python benchmarks/readme_tables.py           rewrites them
-    python benchmarks/readme_tables.py --check   fails where README.md and the results differ
+    python benchmarks/docs_tables.py           rewrites them
+    python benchmarks/docs_tables.py --check   fails where a page and the results differ
 
 A table stands between two comments, <!-- table: NAME --> and <!-- end of table -->.
 """
@@ -17,7 +17,6 @@ from typing import Any
 from targets import MAIN, met, verdicts
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 OPS = ("masked_avg_pool", "cosine_logits", "cosine_cross_entropy", "inner_opt")
 
@@ -57,21 +56,30 @@ def speed() -> list[str]:
     return lines
 
 
-TABLES: dict[str, Callable[[], list[str]]] = {"speed": speed}
+def vpi_behaviour() -> list[str]:
+    return (RESULTS / "vpi_behaviour.md").read_text().splitlines()
 
 
-def rewritten(text: str) -> str:
-    """``text`` with every table made anew.
+# By page, from the root.
+TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
+    "README.md": {"speed": speed},
+    "docs/vpi.md": {"vpi_behaviour": vpi_behaviour},
+}
+
+
+def rewritten(page: str, text: str) -> str:
+    """``text`` of ``page`` with every table made anew.
 
     Raises:
         ValueError: a table that nobody makes, or one of ours that has no place in ``text``.
     """
     names = re.findall(r"<!-- table: (\w+) -->", text)
-    if set(names) != set(TABLES):
-        raise ValueError(f"README.md has the tables {sorted(names)}, made are {sorted(TABLES)}")
+    tables = TABLES[page]
+    if set(names) != set(tables):
+        raise ValueError(f"{page} has the tables {sorted(names)}, made are {sorted(tables)}")
     for name in names:
         pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end of table -->)"
-        body = "\n" + "\n".join(TABLES[name]()) + "\n\n"
+        body = "\n" + "\n".join(tables[name]()) + "\n\n"
         text = re.sub(pattern, lambda m, body=body: m[1] + body + m[2], text, flags=re.DOTALL)
     return text
 
@@ -80,14 +88,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, fail where something would change")
     options = parser.parse_args()
-    before = README.read_text()
-    after = rewritten(before)
-    if options.check:
-        if before != after:
-            print("README.md differs from the results: run python benchmarks/readme_tables.py", file=sys.stderr)
-        return int(before != after)
-    README.write_text(after)
-    return 0
+    differ = False
+    for page in TABLES:
+        path = ROOT / page
+        before = path.read_text()
+        after = rewritten(page, before)
+        if before != after and options.check:
+            print(f"{page} differs from the results: run python benchmarks/docs_tables.py", file=sys.stderr)
+            differ = True
+        elif before != after:
+            path.write_text(after)
+    return int(differ)
 
 
 if __name__ == "__main__":
