@@ -1,12 +1,15 @@
 // Masked average pooling without the upsampled features: the masks are brought to the features' grid (by bilinear
 // resizing or by its adjoint, csrc/common/bilinear.h), then each feature value is read once.
 
-template <class In>
-static inline auto number(In x) {
-  return x;
+// scratch[x] += weight * source[x]. Of a bool mask the bytes are looked at: as bools, compilers took them one by one.
+template <class A>
+static inline void add_row(const A* __restrict source, A weight, int64_t width, A* __restrict scratch) {
+  for (int64_t x = 0; x < width; ++x) scratch[x] += weight * source[x];
 }
-static inline float number(bool x) {
-  return x ? 1.0f : 0.0f;
+template <class A>
+static inline void add_row(const bool* source, A weight, int64_t width, A* __restrict scratch) {
+  const unsigned char* __restrict byte = reinterpret_cast<const unsigned char*>(source);
+  for (int64_t x = 0; x < width; ++x) scratch[x] += byte[x] ? weight : A(0);
 }
 
 template <class In, class A>
@@ -14,11 +17,8 @@ static void resize_row(const In* mask, Bands<A> rows, Bands<A> columns, int64_t 
   // Along y first: whole rows of the mask are added up, which is vector code; x then works on a single row.
   const int64_t width = columns.inputs;
   for (int64_t x = 0; x < width; ++x) scratch[x] = 0;
-  for (int64_t i = rows.offset[row]; i < rows.offset[row + 1]; ++i) {
-    const In* source = mask + (rows.begin[row] + i - rows.offset[row]) * width;
-    const A weight = rows.weight[i];
-    for (int64_t x = 0; x < width; ++x) scratch[x] += weight * A(number(source[x]));
-  }
+  for (int64_t i = rows.offset[row]; i < rows.offset[row + 1]; ++i)
+    add_row(mask + (rows.begin[row] + i - rows.offset[row]) * width, rows.weight[i], width, scratch);
   for (int64_t o = 0; o < columns.outputs; ++o) {
     const A* source = scratch + columns.begin[o];
     const A* weight = columns.weight + columns.offset[o];
