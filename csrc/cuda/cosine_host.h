@@ -31,15 +31,17 @@ void run_cosines(const OnDevice& device, const FeatureMap& map, const Accumulato
   });
 }
 
-// sums[k][c] = sum_x weight[k][x] q(c, x).
+// sums[k][c] = sum_x weight[k][x] q(c, x). With `out`, for at most kManyClasses classes, also what run_combine gives for
+// the same coefficients, from the same read of the features.
 template <class S>
 void run_pool(const OnDevice& device, const FeatureMap& map, const Accumulator<S>* weight, int64_t classes,
-              Accumulator<S>* sums) {
+              Accumulator<S>* sums, const Accumulator<S>* basis = nullptr, const Accumulator<S>* own = nullptr,
+              S* out = nullptr) {
   using A = Accumulator<S>;
   choose_kernel(map.channels_last, classes, [&](auto layout, auto held) {
     run(device, pool_kernel<layout.kValue, held.kValue, S, A>,
         plan_pool<A>(map.batch, map.channels, map.channels_last, held.kValue), features_of<S>(map), weight, classes,
-        sums);
+        sums, basis, own, out);
   });
 }
 
@@ -67,12 +69,14 @@ void run_cosines_backward(const OnDevice& device, const FeatureMap& map,
   const Tensor own = make(map.tensor, {map.batch, map.pixels}, type);
   run(device, cosine_gradient_kernel<A>, plan_elements(map.batch * map.pixels), gradient, factor, cosine, inverse_norm,
       map.batch, classes, map.pixels, mutable_data<A>(d_cosine), mutable_data<A>(own));
+  const bool together = d_prototypes && d_features && classes <= kManyClasses;
   if (d_prototypes) {
-    run_pool<S>(device, map, data<A>(d_cosine), classes, d_prototypes);
+    run_pool<S>(device, map, data<A>(d_cosine), classes, d_prototypes, data<A>(prototypes.unit), data<A>(own),
+                together ? d_features : nullptr);
     run(device, project_out_kernel<A>, plan_rows<A>(map.batch * classes), data<A>(prototypes.unit),
         data<A>(prototypes.inverse_norm), map.channels, d_prototypes);
   }
-  if (d_features)
+  if (d_features && !together)
     run_combine<S>(device, map, data<A>(d_cosine), data<A>(prototypes.unit), classes, data<A>(own), d_features);
 }
 

@@ -95,36 +95,73 @@ __global__ void cosines_kernel(Features<S> f, const A* vectors, int classes, A* 
   }
 }
 
+// A channel of a map made of a few vectors and of the features themselves, written while the features are read.
+template <int kClasses, class S, class A>
+struct MapOfVectors {
+  const Features<S>& f;
+  const int count;
+  const A* own = nullptr;
+  S* out = nullptr;  // where it stays null there is no map to write
+  A basis[kClasses] = {};
+
+  __device__ MapOfVectors(const Features<S>& features, int64_t task, int64_t c, int classes, const A* vectors,
+                          const A* factors, S* map)
+      : f(features), count(classes) {
+    if (!map) return;
+    own = factors + task * f.pixels;
+    out = map + task * f.channels * f.pixels + c * f.channel_stride;
+#pragma unroll
+    for (int k = 0; k < kClasses; ++k)
+      if (k < count) basis[k] = vectors[(task * count + k) * f.channels + c];
+  }
+
+  __device__ void write(const A* weight, int64_t x, A q) const {
+    if (!out) return;
+    A value = own[x] * q;
+#pragma unroll
+    for (int k = 0; k < kClasses; ++k)
+      if (k < count) value += weight[k * f.pixels + x] * basis[k];
+    narrow(value, out[x * f.pixel_stride]);
+  }
+};
+
 // sums[task][k][c] = sum_x weight[task][k][x] q(c, x). Grid: channels (kWarps or 32 a block), tasks.
+//
+// With `out`, for at most kClasses classes, the same read of the features gives a map in their layout:
+// out(c, x) = sum_k weight[task][k][x] basis[task][k][c] + own[task][x] q(c, x).
 template <bool kChannelsLast, int kClasses, class S, class A>
-__global__ void pool_kernel(Features<S> f, const A* weight, int classes, A* sums) {
+__global__ void pool_kernel(Features<S> f, const A* weight, int classes, A* sums, const A* basis, const A* own,
+                            S* out) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t task = blockIdx.y;
   const S* data = f.task(task);
   for (int k0 = 0; k0 < classes; k0 += kClasses) {
     const int count = classes - k0 < kClasses ? classes - k0 : kClasses;
     const A* w = weight + (task * classes + k0) * f.pixels;
-    A* out = sums + (task * classes + k0) * f.channels;
+    A* total_of = sums + (task * classes + k0) * f.channels;
     A mine[kClasses] = {};
     if (kChannelsLast) {
       // A lane takes a channel, the warps share the pixels.
       SharedMemory shared;
       A* warp_sums = shared.take<A>(kWarps * kClasses * kWarp);
       const int64_t c = int64_t(blockIdx.x) * kWarp + lane;
-      if (c < f.channels)
+      if (c < f.channels) {
+        const MapOfVectors<kClasses, S, A> map(f, task, c, count, basis, own, out);
         for (int64_t x = warp; x < f.pixels; x += kWarps) {
           const A q = widen(data[x * f.pixel_stride + c]);
 #pragma unroll
           for (int k = 0; k < kClasses; ++k)
             if (k < count) mine[k] += w[k * f.pixels + x] * q;
+          map.write(w, x, q);
         }
+      }
       for (int k = 0; k < count; ++k) warp_sums[(warp * kClasses + k) * kWarp + lane] = mine[k];
       __syncthreads();
       for (int i = threadIdx.x; i < count * kWarp; i += blockDim.x) {
         const int64_t channel = int64_t(blockIdx.x) * kWarp + i % kWarp;
         A total = 0;
         for (int other = 0; other < kWarps; ++other) total += warp_sums[other * kClasses * kWarp + i];
-        if (channel < f.channels) out[i / kWarp * f.channels + channel] = total;
+        if (channel < f.channels) total_of[i / kWarp * f.channels + channel] = total;
       }
       __syncthreads();  // the next classes overwrite the sums
     } else {
@@ -132,15 +169,17 @@ __global__ void pool_kernel(Features<S> f, const A* weight, int classes, A* sums
       const int64_t c = int64_t(blockIdx.x) * kWarps + warp;
       if (c >= f.channels) return;
       const S* row = data + c * f.channel_stride;
+      const MapOfVectors<kClasses, S, A> map(f, task, c, count, basis, own, out);
       for (int64_t x = lane; x < f.pixels; x += kWarp) {
         const A q = widen(row[x]);
 #pragma unroll
         for (int k = 0; k < kClasses; ++k)
           if (k < count) mine[k] += w[k * f.pixels + x] * q;
+        map.write(w, x, q);
       }
       for (int k = 0; k < count; ++k) {
         const A total = warp_sum(mine[k]);
-        if (lane == 0) out[k * f.channels + c] = total;
+        if (lane == 0) total_of[k * f.channels + c] = total;
       }
     }
   }

@@ -22,6 +22,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_avg_pool_forward(const Tensor& feature
                                                            const std::string& resize_what) {
   check_features(kOp, features);
   check_masks(kOp, features, masks);
+  check_finite(kOp, "eps", eps);
   const bool adjoint = pools_by_adjoint(kOp, resize_what);
   const OnDevice device(features);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);

@@ -34,7 +34,12 @@ void run_layout() {
   });
   twice("pool", sums, [&] {
     launch(pool_kernel<kChannelsLast, 2, A, A>, plan_pool<A>(B, C, kChannelsLast, 2), stream, f,
-           static_cast<A*>(weights), int(K), static_cast<A*>(sums));
+           static_cast<A*>(weights), int(K), static_cast<A*>(sums), nullptr, nullptr, nullptr);
+  });
+  twice("pool with its map", out, [&] {
+    launch(pool_kernel<kChannelsLast, kManyClasses, A, A>, plan_pool<A>(B, C, kChannelsLast, kManyClasses), stream, f,
+           static_cast<A*>(weights), int(K), static_cast<A*>(sums), static_cast<A*>(vectors), static_cast<A*>(own),
+           static_cast<A*>(out));
   });
   twice("combine", out, [&] {
     launch(combine_kernel<kChannelsLast, A, A>, plan_combine<A>(B, N, C), stream, f, static_cast<A*>(weights),
