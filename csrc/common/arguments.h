@@ -12,6 +12,13 @@ inline bool on_same_device(const Tensor& a, const Tensor& b) {
   return a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
 }
 
+// The dtype of a floating argument beside the features (or `other`): theirs, or float32 beside 16-bit ones.
+inline void check_dtype_beside(const char* op, const char* name, const Tensor& other, const Tensor& x) {
+  const ScalarType type = other.scalar_type();
+  check(x.scalar_type() == type || x.scalar_type() == accumulator_type(type), op, name,
+        " must have the dtype of the features, or float32 beside 16-bit ones");
+}
+
 inline void check_features(const char* op, const Tensor& features) {
   check(features.dim() == 4, op, "features must be [B,C,H,W], got ", features.dim(), " dimensions");
   check(features.size(2) > 0 && features.size(3) > 0, op, "features must have at least one pixel");
@@ -20,6 +27,7 @@ inline void check_features(const char* op, const Tensor& features) {
 inline void check_prototypes(const char* op, const Tensor& features, const Tensor& prototypes) {
   check(prototypes.dim() == 3, op, "prototypes must be [B,K,C], got ", prototypes.dim(), " dimensions");
   check(on_same_device(features, prototypes), op, "prototypes must be on the device of features");
+  check_dtype_beside(op, "prototypes", features, prototypes);
   check(prototypes.size(0) == features.size(0), op, "features has ", features.size(0), " tasks and prototypes ",
         prototypes.size(0));
   check(prototypes.size(1) >= 1, op, "prototypes must hold at least one class");
@@ -30,9 +38,14 @@ inline void check_prototypes(const char* op, const Tensor& features, const Tenso
 inline void check_masks(const char* op, const Tensor& features, const Tensor& masks) {
   check(masks.dim() == 4, op, "masks must be [B,K,h,w], got ", masks.dim(), " dimensions");
   check(on_same_device(features, masks), op, "masks must be on the device of features");
+  if (masks.scalar_type() != ScalarType::Bool) check_dtype_beside(op, "masks", features, masks);
   check(masks.size(0) == features.size(0), op, "features has ", features.size(0), " tasks and masks has ",
         masks.size(0));
   check(masks.size(2) > 0 && masks.size(3) > 0, op, "masks must have at least one pixel");
+}
+
+inline void check_finite(const char* op, const char* name, double value) {
+  check(std::isfinite(value), op, name, " must be finite, got ", value);
 }
 
 inline void check_target(const char* op, const Tensor& features, const Tensor& target) {

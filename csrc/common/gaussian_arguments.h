@@ -14,6 +14,7 @@ inline void check_gaussians(const char* op, const Tensor& mean, const Tensor& va
   for (int64_t i = 0; i < mean.dim(); ++i)
     check(variance.size(i) == mean.size(i), op, "variance must have the sizes of mean");
   check(on_same_device(mean, variance), op, "variance must be on the device of mean");
+  check_dtype_beside(op, "variance", mean, variance);
   check(!shots || mean.size(1) >= 1, op, "mean must hold at least one shot");
 }
 

@@ -13,6 +13,7 @@ struct MonteCarloSizes {
 
   MonteCarloSizes(const char* op, const Tensor& logits, const std::optional<std::vector<int64_t>>& size) {
     check(logits.dim() == 5, op, "logits must be [B,L,K,H,W], got ", logits.dim(), " dimensions");
+    dispatch_floating(logits.scalar_type(), op, "logits", [](auto) {});  // which fails for other types
     tasks = logits.size(0), samples = logits.size(1), classes = logits.size(2);
     H = logits.size(3), W = logits.size(4);
     check(samples >= 1 && classes >= 1, op, "logits must hold at least one sample and one class");

@@ -32,9 +32,12 @@ inline TiledConv2dSizes check_tiled_conv2d(const char* op, const Tensor& feature
   check(weight.size(1) == features.size(1) + z.size(2), op, "weight has ", weight.size(1),
         " input channels, features and z together ", features.size(1) + z.size(2));
   check(on_same_device(features, z) && on_same_device(features, weight), op, "arguments must be on one device");
+  check_dtype_beside(op, "z", features, z);
+  check_dtype_beside(op, "weight", features, weight);
   if (bias) {
     check(bias->dim() == 1 && bias->size(0) == weight.size(0), op, "bias must be [O]");
     check(on_same_device(features, *bias), op, "bias must be on the device of features");
+    check_dtype_beside(op, "bias", features, *bias);
   }
   check(padding.size() == 2 && padding[0] >= 0 && padding[1] >= 0, op, "padding must be two numbers >= 0");
   check(dilation.size() == 2 && dilation[0] >= 1 && dilation[1] >= 1, op, "dilation must be two numbers >= 1");

@@ -168,6 +168,7 @@ std::tuple<Tensor, Tensor, Tensor> cosine_cross_entropy_forward(const Tensor& fe
   check_features(kOp, features);
   check_prototypes(kOp, features, prototypes);
   check_target(kOp, features, target);
+  check_finite(kOp, "scale", scale);
   const Divisor kind = loss_divisor(kOp, reduction);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);

@@ -12,6 +12,7 @@ std::tuple<Tensor, Tensor, Tensor> cosine_logits_forward(const Tensor& features,
                                                          double scale) {
   check_features(kOp, features);
   check_prototypes(kOp, features, prototypes);
+  check_finite(kOp, "scale", scale);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
   const Tensor plain_prototypes = as_contiguous(with_dtype(prototypes, accumulator));

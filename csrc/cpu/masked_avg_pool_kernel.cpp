@@ -126,6 +126,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_avg_pool_forward(const Tensor& feature
                                                            const std::string& resize) {
   check_features(kOp, features);
   check_masks(kOp, features, masks);
+  check_finite(kOp, "eps", eps);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
   const Tensor plain_masks =

@@ -25,6 +25,11 @@ def set_debug(enabled: bool) -> None:
     _debug = enabled
 
 
+def debug() -> bool:
+    """Whether they are switched on."""
+    return _debug
+
+
 def shape(x: Tensor) -> str:
     return "[" + ", ".join(str(n) for n in x.shape) + "]"
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 
+from fewseg_ext.ops import _checks
+
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 # The kernels check labels on the CPU and can raise nothing but RuntimeError; this is how their message begins.
@@ -175,17 +177,56 @@ def differentiable(function: type[torch.autograd.Function], results: int = 1) ->
 
         backward = staticmethod(function.backward)
 
-    Direct.__name__ = Direct.__qualname__ = function.__name__
+    class Whole(function):  # type: ignore[valid-type, misc]
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, tuple):
+                ctx.mark_non_differentiable(*output[results:])
+            function.setup_context(ctx, inputs, output)
+
+    Direct.__name__ = Direct.__qualname__ = Whole.__name__ = Whole.__qualname__ = function.__name__
 
     def call(*args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
-            return wanted_of(function.apply(*args))
+            return wanted_of(Whole.apply(*args))
         return Direct.apply(*args)
 
     return call
 
 
-def needs_gradient(*tensors: Tensor) -> bool:
+def checked_late(
+    kernel: Callable[..., Any], with_gradient: Callable[..., Any], check: Callable[..., None], differentiable: int
+) -> Callable[..., Any]:
+    """Returns what runs an operator: the kernel alone, or ``with_gradient`` where autograd has to see the call.
+
+    The kernels check their arguments themselves. ``check``, which says in better words what is wrong, runs once one of
+    them has failed: to run it first took as long as a small kernel.
+
+    Args:
+        kernel: the operator below autograd.
+        with_gradient: of the same arguments, see `differentiable`.
+        check: of the same arguments; raises ValueError or TypeError.
+        differentiable: how many arguments, the first ones, may need a gradient.
+    """
+
+    def apply(*args: Any) -> Any:
+        if _checks.debug():
+            check(*args)
+        try:
+            if needs_gradient(*args[:differentiable]):
+                return with_gradient(*args)
+            with below_autograd():
+                return kernel(*args)
+        except Exception as error:
+            problem = error
+        # Outside of the handler, so that a traceback begins with the better words.
+        check(*args)
+        raise translate(problem) if isinstance(problem, RuntimeError) else problem
+
+    return apply
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd has to see a call with these arguments.
 
     Forward mode counts too: the autograd Functions have no jvp and say so, where the bare kernel would drop the
@@ -193,7 +234,7 @@ def needs_gradient(*tensors: Tensor) -> bool:
     """
     if torch.autograd.forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def through_dispatcher(features: Tensor) -> bool:

@@ -81,7 +81,6 @@ class _CosineCrossEntropy(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         features, prototypes, target, *settings = inputs
         _, cosine, inverse_norm = output
-        ctx.mark_non_differentiable(cosine, inverse_norm)
         ctx.save_for_backward(features, prototypes, target, cosine, inverse_norm)
         ctx.settings = settings
 
@@ -95,17 +94,7 @@ class _CosineCrossEntropy(torch.autograd.Function):
 
 
 _differentiable = _library.differentiable(_CosineCrossEntropy)
-
-
-def _apply(features: Tensor, prototypes: Tensor, target: Tensor, *settings: Any) -> Tensor:
-    _check(features, prototypes, target, *settings)
-    try:
-        if _library.needs_gradient(features, prototypes):
-            return _differentiable(features, prototypes, target, *settings)
-        with _library.below_autograd():
-            return _op(features, prototypes, target, *settings)
-    except RuntimeError as error:
-        raise _library.translate(error) from None
+_apply = _library.checked_late(_op, _differentiable, _check, differentiable=2)
 
 
 def _autograd(

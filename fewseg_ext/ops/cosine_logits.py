@@ -61,7 +61,6 @@ class _CosineLogits(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         features, prototypes, scale = inputs
         _, cosine, inverse_norm = output
-        ctx.mark_non_differentiable(cosine, inverse_norm)
         ctx.save_for_backward(features, prototypes, cosine, inverse_norm)
         ctx.scale = scale
 
@@ -73,14 +72,7 @@ class _CosineLogits(torch.autograd.Function):
 
 
 _differentiable = _library.differentiable(_CosineLogits)
-
-
-def _apply(features: Tensor, prototypes: Tensor, scale: float) -> Tensor:
-    _check(features, prototypes, scale)
-    if _library.needs_gradient(features, prototypes):
-        return _differentiable(features, prototypes, scale)
-    with _library.below_autograd():
-        return _op(features, prototypes, scale)
+_apply = _library.checked_late(_op, _differentiable, _check, differentiable=2)
 
 
 def _autograd(features: Tensor, prototypes: Tensor, scale: float = 20.0) -> Tensor:

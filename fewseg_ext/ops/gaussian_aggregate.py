@@ -75,14 +75,7 @@ class _GaussianAggregate(torch.autograd.Function):
 
 
 _differentiable = _library.differentiable(_GaussianAggregate, results=2)
-
-
-def _apply(mean: Tensor, variance: Tensor, *weightings: str) -> tuple[Tensor, Tensor]:
-    _check(mean, variance, *weightings)
-    if _library.needs_gradient(mean, variance):
-        return _differentiable(mean, variance, *weightings)
-    with _library.below_autograd():
-        return _op(mean, variance, *weightings)
+_apply = _library.checked_late(_op, _differentiable, _check, differentiable=2)
 
 
 def _autograd(

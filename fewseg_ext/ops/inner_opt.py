@@ -79,6 +79,7 @@ def _check(
     scale: float,
     ignore_index: int,
     reduction: str,
+    second_order: bool,
 ) -> None:
     _checks.features(_OP, features)
     _checks.prototypes(_OP, prototypes, features)
@@ -100,7 +101,6 @@ class _InnerOpt(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         features, prototypes, target, _, *settings = inputs
         _, trajectory, h, cosine = output
-        ctx.mark_non_differentiable(trajectory, h, cosine)
         ctx.save_for_backward(features, target, trajectory, h, cosine)
         ctx.settings = settings
         ctx.prototypes_dtype = prototypes.dtype
@@ -138,17 +138,12 @@ _differentiable = _library.differentiable(_InnerOpt)
 _first_order = _library.differentiable(_FirstOrder)
 
 
-def _apply(features: Tensor, prototypes: Tensor, target: Tensor, *rest: Any) -> Tensor:
-    _check(features, prototypes, target, *rest[:5])
-    try:
-        if not _library.needs_gradient(features, prototypes):
-            with _library.below_autograd():
-                return _op(features, prototypes, target, *rest)
-        if rest[5]:
-            return _differentiable(features, prototypes, target, *rest[:5])
-        return _first_order(features, prototypes, target, *rest)
-    except RuntimeError as error:
-        raise _library.translate(error) from None
+def _with_gradient(*args: Any) -> Tensor:
+    *rest, second_order = args
+    return _differentiable(*rest) if second_order else _first_order(*args)
+
+
+_apply = _library.checked_late(_op, _with_gradient, _check, differentiable=2)
 
 
 def _autograd(
@@ -181,7 +176,7 @@ def _fake(
     reduction: str = "mean",
     second_order: bool = True,
 ) -> Tensor:
-    _check(features, prototypes, target, steps, lr, scale, ignore_index, reduction)
+    _check(features, prototypes, target, steps, lr, scale, ignore_index, reduction, second_order)
     return features.new_empty(prototypes.shape, dtype=torch.promote_types(features.dtype, prototypes.dtype))
 
 

@@ -82,7 +82,6 @@ class _MaskedAvgPool(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         features, masks, _, resize = inputs
         _, weights, inverse_mass = output
-        ctx.mark_non_differentiable(weights, inverse_mass)
         ctx.save_for_backward(features, weights, inverse_mass)
         ctx.masks_like = masks.shape[2], masks.shape[3], resize
         ctx.masks_dtype = masks.dtype
@@ -95,14 +94,7 @@ class _MaskedAvgPool(torch.autograd.Function):
 
 
 _differentiable = _library.differentiable(_MaskedAvgPool)
-
-
-def _apply(features: Tensor, masks: Tensor, eps: float, resize: str) -> Tensor:
-    _check(features, masks, eps, resize)
-    if _library.needs_gradient(features, masks):
-        return _differentiable(features, masks, eps, resize)
-    with _library.below_autograd():
-        return _op(features, masks, eps, resize)
+_apply = _library.checked_late(_op, _differentiable, _check, differentiable=2)
 
 
 def _autograd(features: Tensor, masks: Tensor, eps: float = 1e-5, resize: str = "features") -> Tensor:

@@ -58,15 +58,16 @@ class _MCAverage(torch.autograd.Function):
         return _backward(gradient, *ctx.saved_tensors), None
 
 
-_differentiable = _library.differentiable(_MCAverage)
-
-
-def _apply(logits: Tensor, size: Sequence[int] | None = None) -> Tensor:
+def _check(logits: Tensor, size: Sequence[int] | None) -> None:
     _monte_carlo.check(_OP, logits, size)
-    if _library.needs_gradient(logits):
-        return _differentiable(logits, size)
-    with _library.below_autograd():
-        return _op(logits, size)
+
+
+_differentiable = _library.differentiable(_MCAverage)
+_apply = _library.checked_late(_op, _differentiable, _check, differentiable=1)
+
+
+def _autograd(logits: Tensor, size: Sequence[int] | None = None) -> Tensor:
+    return _apply(logits, size)
 
 
 def _autocast(logits: Tensor, size: Sequence[int] | None = None) -> Tensor:
@@ -74,11 +75,11 @@ def _autocast(logits: Tensor, size: Sequence[int] | None = None) -> Tensor:
 
 
 def _fake(logits: Tensor, size: Sequence[int] | None = None) -> Tensor:
-    _monte_carlo.check(_OP, logits, size)
+    _check(logits, size)
     return _monte_carlo.probabilities(logits, size)
 
 
-_library.register_autograd("mc_average", _apply)
+_library.register_autograd("mc_average", _autograd)
 _library.register_autocast("mc_average", _autocast)
 _library.register_fake("mc_average", _fake)
 _library.register_fake("_mc_average_backward", _monte_carlo.fake_backward)

@@ -72,12 +72,19 @@ class _MCUncertainty(torch.autograd.Function):
 _differentiable = _library.differentiable(_MCUncertainty, results=4)
 
 
-def _apply(logits: Tensor, size: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _check(logits: Tensor, size: Sequence[int] | None) -> None:
     _monte_carlo.check(_OP, logits, size)
-    if _library.needs_gradient(logits):
-        return _differentiable(logits, size, _library.is_traced(logits))
-    with _library.below_autograd():
-        return _op(logits, size)
+
+
+def _with_gradient(logits: Tensor, size: Sequence[int] | None) -> Any:
+    return _differentiable(logits, size, _library.is_traced(logits))
+
+
+_apply = _library.checked_late(_op, _with_gradient, _check, differentiable=1)
+
+
+def _autograd(logits: Tensor, size: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _apply(logits, size)
 
 
 def _autocast(logits: Tensor, size: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -85,13 +92,13 @@ def _autocast(logits: Tensor, size: Sequence[int] | None = None) -> tuple[Tensor
 
 
 def _fake(logits: Tensor, size: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _monte_carlo.check(_OP, logits, size)
+    _check(logits, size)
     probabilities = _monte_carlo.probabilities(logits, size)
     of_tasks = (probabilities.shape[0], *probabilities.shape[2:])
     return probabilities, torch.empty_like(probabilities), logits.new_empty(of_tasks), logits.new_empty(of_tasks)
 
 
-_library.register_autograd("mc_uncertainty", _apply)
+_library.register_autograd("mc_uncertainty", _autograd)
 _library.register_autocast("mc_uncertainty", _autocast)
 _library.register_fake("mc_uncertainty", _fake)
 _library.register_fake("_mc_uncertainty_backward", _monte_carlo.fake_backward)

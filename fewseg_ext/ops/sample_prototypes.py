@@ -74,14 +74,7 @@ class _SamplePrototypes(torch.autograd.Function):
 
 
 _differentiable = _library.differentiable(_SamplePrototypes)
-
-
-def _apply(mean: Tensor, variance: Tensor, num_samples: int, key: Tensor) -> Tensor:
-    _check(mean, variance, num_samples, key)
-    if _library.needs_gradient(mean, variance):
-        return _differentiable(mean, variance, num_samples, key)
-    with _library.below_autograd():
-        return _op(mean, variance, num_samples, key)
+_apply = _library.checked_late(_op, _differentiable, _check, differentiable=2)
 
 
 def _autocast(mean: Tensor, variance: Tensor, *rest: Any, **options: Any) -> Tensor:

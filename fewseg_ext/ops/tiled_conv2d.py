@@ -133,14 +133,7 @@ class _TiledConv2d(torch.autograd.Function):
 
 
 _differentiable = _library.differentiable(_TiledConv2d)
-
-
-def _apply(features: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, *settings: Sequence[int]) -> Tensor:
-    _check(features, z, weight, bias, *settings)
-    if _library.needs_gradient(*(x for x in (features, z, weight, bias) if x is not None)):
-        return _differentiable(features, z, weight, bias, *settings)
-    with _library.below_autograd():
-        return _op(features, z, weight, bias, *settings)
+_apply = _library.checked_late(_op, _differentiable, _check, differentiable=4)
 
 
 def _autograd(
