@@ -1,4 +1,5 @@
-"""Times a BiOpt training step and its inference, by part, beside the same model on the reference operators.
+"""Times a BiOpt training step and its inference by part, beside the same model on the reference operators; and VPI's
+decoder for one sample and for six.
 
     python benchmarks/model_speed.py --quick     MobileNetV2 at 201 pixels, under a minute on two cores
     python benchmarks/model_speed.py             ResNet-50 at 417 pixels, the papers' setting, some minutes
@@ -30,6 +31,7 @@ from fewseg_ext.ops import reference
 from measure import environment, extra_peak_mib, time_ms, write_json
 
 RESULTS = Path(__file__).parent / "results"
+VPI_SIZE = 384
 OPS = ("masked_avg_pool", "cosine_logits", "cosine_cross_entropy", "inner_opt")
 
 
@@ -107,6 +109,21 @@ def measure(setting: Setting) -> dict[str, Any]:
     return row
 
 
+def vpi_decoder(backbone: str, size: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of VPI's whole decoder by the number of samples, for one query."""
+    torch.manual_seed(0)
+    model = fewseg_ext.VPI(backbone).eval()
+    with torch.no_grad():
+        pyramid = model.encode(torch.randn(1, 3, size, size))
+        z = torch.randn(1, 6, model.config["latent_dim"])
+
+        def decode(samples: int) -> Callable[[], Any]:
+            some = z[:, :samples].contiguous()
+            return lambda: model.decoder(pyramid, some)
+
+        return {str(samples): time_ms(decode(samples), budget_s=8, most=7) for samples in (1, 6)}
+
+
 def print_memory(setting: Setting) -> None:
     with operators(setting.reference):
         print(extra_peak_mib(step(setting)))
@@ -154,8 +171,12 @@ def main() -> None:
             what = "training step" if row["training"] else "inference"
             listed = ", ".join(f"{name} {ms:.1f}" for name, ms in sorted(row["parts_ms"].items()))
             console.print(f"{what}, milliseconds in our kernels: {listed}")
+    with console.status("VPI's decoder"):
+        decoder = vpi_decoder(backbone, VPI_SIZE)
+    one, six = (decoder[samples]["p50"] for samples in ("1", "6"))
+    console.print(f"VPI's decoder at {VPI_SIZE} pixels: L = 1 {one:.0f} ms, L = 6 {six:.0f} ms, {six / one:.2f} times")
     out = options.out or RESULTS / f"model_speed{'_quick' if options.quick else ''}.json"
-    write_json(out, {"environment": environment(), "rows": rows})
+    write_json(out, {"environment": environment(), "rows": rows, "vpi_decoder_ms": decoder})
     console.print(f"written: {out}")
 
 
