@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 from evaluate_voc import FiveAnimals
-from real_photos import cpu_name, write_atomically
+from real_photos import cpu_name
 from rich.console import Console
 from rich.table import Table
 
 from fewseg_ext.evaluation.evaluator import DEFAULT_CACHE_BYTES, Evaluator
 from fewseg_ext.evaluation.protocol import EvaluationProtocol
+from fewseg_ext.files import write_text
 from fewseg_ext.models import BiOpt
 
 COLUMNS = ("workers", "no cache", "cache, empty at first", "cache, full")
@@ -76,7 +77,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
-        write_atomically(options.results / "evaluation_speed.json", json.dumps(content, indent=2) + "\n")
+        write_text(options.results / "evaluation_speed.json", json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

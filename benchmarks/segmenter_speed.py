@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from real_photos import cpu_name, write_atomically
+from real_photos import cpu_name
 
 import fewseg_ext
+from fewseg_ext.files import write_text
 
 PHOTO = (640, 480)  # width, height
 
@@ -69,7 +70,7 @@ def main() -> None:
     text = json.dumps(result, indent=2) + "\n"
     print(text, end="")
     if options.results is not None:
-        write_atomically(options.results / "segmenter_speed.json", text)
+        write_text(options.results / "segmenter_speed.json", text)
 
 
 if __name__ == "__main__":

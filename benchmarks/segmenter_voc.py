@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from evaluate_voc import CLASSES, IGNORE, FiveAnimals
-from real_photos import cpu_name, write_atomically
+from real_photos import cpu_name
 from rich.console import Console
 from rich.progress import Progress
 
 import fewseg_ext
+from fewseg_ext.files import write_text
 
 NAMES = list(CLASSES.values())
 
@@ -157,8 +158,8 @@ def main() -> int:
     results = [measure(segmenter, photos, shots, options, Console(stderr=True)) for shots in options.shots]
     Console().print(markdown(results), markup=False, highlight=False)
     if options.results is not None:
-        write_atomically(options.results / "segmenter_voc.json", json.dumps(results, indent=2) + "\n")
-        write_atomically(options.results / "segmenter_voc.md", markdown(results))
+        write_text(options.results / "segmenter_voc.json", json.dumps(results, indent=2) + "\n")
+        write_text(options.results / "segmenter_voc.md", markdown(results))
     return 0
 
 

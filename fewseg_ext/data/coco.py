@@ -25,8 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewseg_ext.data.photos import PhotoSource, write_text
+from fewseg_ext.data.photos import PhotoSource
 from fewseg_ext.data.transforms import SOURCE_IGNORE
+from fewseg_ext.files import write_text
 
 CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 FOLDS = 4

@@ -25,8 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewseg_ext.data.photos import PhotoSource, read_mask, write_text
+from fewseg_ext.data.photos import PhotoSource, read_mask
 from fewseg_ext.data.transforms import SOURCE_IGNORE
+from fewseg_ext.files import write_text
 
 CLASSES = (
     "aeroplane",

@@ -1,4 +1,4 @@
-"""What the sources of photos share: reading an image and its mask, checking the pair, writing files whole."""
+"""What the sources of photos share: reading an image and its mask, checking the pair."""
 
 import os
 import warnings
@@ -184,14 +184,6 @@ def _size(size: tuple[int, int]) -> str:
 def visible(folder: Path) -> list[Path]:
     """What is in a folder, without hidden files (``.ipynb_checkpoints``, macOS's ``._1.jpg``)."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes the file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    # A file name that is not UTF-8 is written as it is.
-    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-    os.replace(temporary, path)
 
 
 def in_threads(

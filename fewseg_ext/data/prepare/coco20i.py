@@ -24,9 +24,10 @@ from fewseg_ext.data.coco import (
     mask_tools,
     save_index,
 )
-from fewseg_ext.data.photos import check_photo, in_threads, write_text
+from fewseg_ext.data.photos import check_photo, in_threads
 from fewseg_ext.data.prepare.download import download_coco
 from fewseg_ext.data.prepare.report import Report, Row, list_text
+from fewseg_ext.files import write_text
 
 PHOTOS_SOURCE = "http://images.cocodataset.org/zips/{photo_set}.zip, or --download"
 JSON_SOURCE = "http://images.cocodataset.org/annotations/annotations_trainval{year}.zip, or --download"

@@ -6,8 +6,9 @@ from pathlib import Path
 from rich.console import Console
 
 from fewseg_ext.data.fss1000 import FOREGROUND_FROM, find_class_folders, split_classes
-from fewseg_ext.data.photos import MASK_SUFFIX, check_photo, in_threads, read_grey, write_text
+from fewseg_ext.data.photos import MASK_SUFFIX, check_photo, in_threads, read_grey
 from fewseg_ext.data.prepare.report import Report, Row, list_text
+from fewseg_ext.files import write_text
 
 SOURCE = "fetch it from the link in https://github.com/HKUSTCVLAB/FSS-1000"
 PREPARED = "fewseg_fss1000"

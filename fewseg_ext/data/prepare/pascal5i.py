@@ -27,9 +27,10 @@ from fewseg_ext.data.pascal import (
     find_devkit,
     save_index,
 )
-from fewseg_ext.data.photos import check_photo, in_threads, read_mask, visible, write_text
+from fewseg_ext.data.photos import check_photo, in_threads, read_mask, visible
 from fewseg_ext.data.prepare.download import download_sbd, download_voc
 from fewseg_ext.data.prepare.report import Report, Row, checksum, list_text
+from fewseg_ext.files import write_text
 
 VOC_SOURCE = "VOCtrainval_11-May-2012.tar of http://host.robots.ox.ac.uk/pascal/VOC/voc2012/, or --download"
 SBD_SOURCE = (
