@@ -13,17 +13,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+from fewseg_ext.data.folds import FOLDS, Split
 from fewseg_ext.data.pascal import (
     CLASSES,
     FAMILIES,
-    FOLDS,
     INDEX,
     PREPARED,
     VOC_IGNORE,
     Family,
     PascalImage,
     PascalObject,
-    Split,
     find_devkit,
     save_index,
 )
