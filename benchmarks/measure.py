@@ -125,8 +125,6 @@ def environment() -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Under a temporary name first: a reader never finds half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+    from fewseg_ext.files import write_text
+
+    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -36,6 +36,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
+from fewseg_ext.files import write_text
 from fewseg_ext.models import BiOpt, PrototypeBaseline, QueryState, SupportState, build_backbone
 from fewseg_ext.models.biopt import PrototypeModel
 
@@ -260,14 +261,6 @@ def markdown(protocol: dict[str, Any], summary: dict[str, dict[str, Any]]) -> st
     return "\n".join(lines)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """A reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = os.environ.get("FEWSEG_REAL_DATA") or ROOT.parent / "shared" / "data"
@@ -316,8 +309,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.no_results:
         stem = f"real_photos_{options.shots}shot"
         text = json.dumps({"protocol": protocol, "rows": summary}, indent=2) + "\n"
-        write_atomically(options.results / f"{stem}.json", text)
-        write_atomically(options.results / f"{stem}.md", markdown(protocol, summary))
+        write_text(options.results / f"{stem}.json", text)
+        write_text(options.results / f"{stem}.md", markdown(protocol, summary))
     if options.sheet is not None:
         one_each = draw_episodes(photos, 0, options.shots, 1)
         contact_sheet(photos, rows, one_each, options.sheet)

@@ -1,12 +1,13 @@
 """`Segmenter` on real photos: label one or five photos of an animal, segment all others of that animal.
 
-Five animals of PASCAL VOC 2012 val, those photos with at least 2,048 pixels of the class. For every seed and class the
+Five animals of PASCAL VOC 2012 val, as `fewseg prepare pascal5i` lists them for the family P3: photos with at least
+2,048 pixels of the class. For every seed and class the
 labelled photos are drawn at random, and every other photo of the class is segmented, at its own size. IoU of a class:
 intersection and union summed over its photos; pixels labelled 255 are left out.
 
 Example:
 
-    python benchmarks/segmenter_voc.py --root VOCdevkit/VOC2012 --weights mobilenet_v2.safetensors --shots 1 5
+    python benchmarks/segmenter_voc.py --root data --weights mobilenet_v2.safetensors --shots 1 5
 """
 
 import argparse
@@ -21,42 +22,40 @@ from typing import Any
 
 import numpy as np
 import torch
-from evaluate_voc import CLASSES, IGNORE, FiveAnimals
-from real_photos import cpu_name, write_atomically
+from real_photos import CLASSES, IGNORE, cpu_name
 from rich.console import Console
 from rich.progress import Progress
 
 import fewseg_ext
+from fewseg_ext.data.pascal import Pascal5i
+from fewseg_ext.files import write_text
 
 NAMES = list(CLASSES.values())
 
 
-def label_map(photos: FiveAnimals, name: str, label: int) -> np.ndarray:
+def label_map(photos: Pascal5i, class_id: int, index: int) -> np.ndarray:
     """0 background and other classes, 1 the class, 255 ignored."""
-    mask = photos._mask(name)
-    return np.where(mask == IGNORE, IGNORE, mask == label).astype(np.uint8)
+    labels = photos.read_labels(class_id, index).numpy()
+    return np.where(labels < 0, IGNORE, labels == class_id + 1).astype(np.uint8)
 
 
 def score_class(
-    segmenter: fewseg_ext.Segmenter, photos: FiveAnimals, class_id: int, shots: int, seed: int
+    segmenter: fewseg_ext.Segmenter, photos: Pascal5i, class_id: int, shots: int, seed: int
 ) -> tuple[float, list[float], list[float]]:
     """IoU in percent, seconds of every photo that was encoded, and of every one whose features were kept."""
-    names, label = photos.photos[class_id], list(CLASSES)[class_id]
-    supports = random.Random(seed).sample(names, shots)
-
-    def path(name: str) -> Path:
-        return photos.root / "JPEGImages" / f"{name}.jpg"
-
-    segmenter.fit([path(name) for name in supports], [label_map(photos, name, label) for name in supports])
+    paths = photos.photos[class_id]
+    # A string seed is hashed in full; the first numbers of Random(3) and Random(4) are nearly the same.
+    supports = random.Random(f"{seed}/{class_id}").sample(range(len(paths)), shots)
+    segmenter.fit([paths[i] for i in supports], [label_map(photos, class_id, i) for i in supports])
     intersection = union = 0
     encoded, kept = [], []
-    for name in names:
-        if name in supports:
+    for i, path in enumerate(paths):
+        if i in supports:
             continue
         before, start = len(segmenter._kept), time.perf_counter()
-        found = segmenter.predict(path(name)).mask == 1
+        found = segmenter.predict(path).mask == 1
         (encoded if len(segmenter._kept) > before else kept).append(time.perf_counter() - start)
-        truth = label_map(photos, name, label)
+        truth = label_map(photos, class_id, i)
         there, valid = truth == 1, truth != IGNORE
         intersection += int((found & there & valid).sum())
         union += int(((found | there) & valid).sum())
@@ -64,7 +63,7 @@ def score_class(
 
 
 def measure(
-    segmenter: fewseg_ext.Segmenter, photos: FiveAnimals, shots: int, options: argparse.Namespace, console: Console
+    segmenter: fewseg_ext.Segmenter, photos: Pascal5i, shots: int, options: argparse.Namespace, console: Console
 ) -> dict[str, Any]:
     scores: dict[str, list[float]] = {name: [] for name in NAMES}
     encoded: list[float] = []
@@ -83,7 +82,7 @@ def measure(
         "shots": shots,
         "miou_per_seed": mious,
         "iou_per_class": scores,
-        "photos": {name: len(names) for name, names in zip(NAMES, photos.photos, strict=True)},
+        "photos": {name: len(paths) for name, paths in zip(NAMES, photos.photos, strict=True)},
         "seconds_per_photo": statistics.median(encoded) if encoded else None,
         "seconds_with_kept_features": statistics.median(kept) if kept else None,
         "backbone": options.backbone,
@@ -112,7 +111,7 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Segment your own photos: a few labelled photos of each animal, all others segmented",
         "",
-        f"`python benchmarks/segmenter_voc.py --root VOCdevkit/VOC2012 {command}`",
+        f"`python benchmarks/segmenter_voc.py --root DATA {command}`",
         "",
         f"IoU in percent, {drawn}; no training, "
         f"{first['backbone']} with ImageNet weights, BiOpt's init module and inner loop.",
@@ -139,7 +138,8 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="a VOC 2012 folder")
+    parser.add_argument("--root", type=Path, required=True, help="what `fewseg prepare pascal5i` prepared")
+    parser.add_argument("--prepared", type=Path, help="where it wrote, if not into ROOT")
     parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument("--weights", default="IMAGENET1K_V1", help="a file, or a name of torchvision's")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 5])
@@ -148,7 +148,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--results", type=Path, help="folder for the JSON and the table")
     options = parser.parse_args()
-    photos = FiveAnimals(options.root)
+    photos = Pascal5i(options.root, family="P3", classes=NAMES, prepared=options.prepared)
     segmenter = fewseg_ext.Segmenter.from_pretrained_backbone(
         options.backbone, options.weights, options.device, options.size
     )
@@ -157,8 +157,8 @@ def main() -> int:
     results = [measure(segmenter, photos, shots, options, Console(stderr=True)) for shots in options.shots]
     Console().print(markdown(results), markup=False, highlight=False)
     if options.results is not None:
-        write_atomically(options.results / "segmenter_voc.json", json.dumps(results, indent=2) + "\n")
-        write_atomically(options.results / "segmenter_voc.md", markdown(results))
+        write_text(options.results / "segmenter_voc.json", json.dumps(results, indent=2) + "\n")
+        write_text(options.results / "segmenter_voc.md", markdown(results))
     return 0
 
 

@@ -27,10 +27,11 @@ from fewseg_ext.data.synthetic import SyntheticConfig, generate_synthetic
 from fewseg_ext.data.transforms import PairTransform
 from fewseg_ext.evaluation.evaluate import EvaluationResult, evaluate, example_rows
 from fewseg_ext.evaluation.pictures import draw_grid, draw_losses, save_figure
+from fewseg_ext.files import write_text
 from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline
 from fewseg_ext.models.vpi import VPI
 from fewseg_ext.progress import progress_bar
-from fewseg_ext.training.checkpoint import save_checkpoint, write_atomically
+from fewseg_ext.training.checkpoint import save_checkpoint
 from fewseg_ext.training.engine import Trainer, TrainingConfig
 
 BACKBONE = "conv4"
@@ -252,5 +253,4 @@ def _as_json(report: DemoReport) -> dict[str, Any]:
 
 
 def _save_json(path: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -18,26 +18,25 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewseg_ext.data.photos import PhotoSource, write_text
+from fewseg_ext.data.folds import HeldOut, Split, check_choice, check_fold
+from fewseg_ext.data.photos import PhotoSource
 from fewseg_ext.data.transforms import SOURCE_IGNORE
+from fewseg_ext.files import write_text
 
 CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
-FOLDS = 4
 VARIANTS = ("A", "B")
 YEARS = (2014, 2017)
 MIN_PIXELS = 2 * 32 * 32
 PREPARED = "fewseg_coco20i"  # the folder inside ROOT
 INDEX_VERSION = 1
 
-Split = Literal["train", "test"]
-HeldOut = Literal["background", "ignore", "exclude"]
 Rle = dict[str, Any]  # pycocotools' {"size": [h, w], "counts": bytes}
 
 
@@ -65,8 +64,7 @@ def fold_labels(variant: str, fold: int, split: Split) -> list[int]:
     """The classes 1..80 that a fold tests, or trains on."""
     if variant not in VARIANTS:
         raise ValueError(f"COCO-20i: variant must be 'A' or 'B', got {variant!r}")
-    if fold not in range(FOLDS):
-        raise ValueError(f"COCO-20i: fold must be 0, 1, 2 or 3, got {fold}")
+    check_fold("COCO-20i", fold)
     tested = range(20 * fold + 1, 20 * fold + 21) if variant == "A" else range(fold + 1, 81, 4)
     return [label for label in range(1, 81) if (label in tested) == (split == "test")]
 
@@ -241,14 +239,9 @@ class COCO20i(PhotoSource):
         held_out: HeldOut = "background",
         prepared: str | os.PathLike[str] | None = None,
     ) -> None:
-        if split not in ("train", "test"):
-            raise ValueError(f"COCO20i: split must be 'train' or 'test', got {split!r}")
+        check_choice("COCO20i", fold, split, classes, held_out)
         if year not in YEARS:
             raise ValueError(f"COCO20i: year must be 2014 or 2017, got {year}")
-        if held_out not in ("background", "ignore", "exclude"):
-            raise ValueError(f"COCO20i: held_out must be 'background', 'ignore' or 'exclude', got {held_out!r}")
-        if (fold is None) == (classes is None):
-            raise ValueError("COCO20i: give either fold or classes")
         mask_tools()
         photo_set = f"{'train' if split == 'train' else 'val'}{year}"
         self.folder = find_photos(Path(root), photo_set)

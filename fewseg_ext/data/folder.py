@@ -26,6 +26,7 @@ from fewseg_ext.data.photos import (
     IMAGE_SUFFIXES,
     MASK_SUFFIX,
     PhotoSource,
+    check_pair,
     check_photo,
     in_threads,
     is_palette,
@@ -81,7 +82,8 @@ class ClassFolders(PhotoSource):
         problems: list[str] = []
         usable: dict[str, list[Path]] = {name: [] for name in classes}
         pairs = [(name, photo) for name, photos in classes.items() for photo in photos]
-        for (name, photo), problem in zip(pairs, in_threads(lambda pair: _check_pair(pair[1]), pairs), strict=True):
+        checked = in_threads(lambda pair: check_pair(pair[1], lambda mask: foreground(mask) == 1), pairs)
+        for (name, photo), problem in zip(pairs, checked, strict=True):
             if problem is None:
                 usable[name].append(photo)
             else:
@@ -217,19 +219,6 @@ class JsonFolder(PhotoSource):
 
 def _class_folders(root: Path) -> dict[str, list[Path]]:
     return find_class_folders(root, IMAGE_SUFFIXES)
-
-
-def _check_pair(photo: Path) -> str | None:
-    mask = photo.with_suffix(MASK_SUFFIX)
-    try:
-        labels = foreground(mask)
-    except FileNotFoundError:
-        return f"{photo}: no mask, expected {mask.name} beside it"
-    except ValueError as error:
-        return str(error)
-    if not (labels == 1).any():
-        return f"{mask}: the mask is empty"
-    return check_photo(photo, (labels.shape[1], labels.shape[0]))
 
 
 def _large_classes(

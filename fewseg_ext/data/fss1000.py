@@ -6,11 +6,12 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fewseg_ext.data.photos import MASK_SUFFIX, PhotoSource, read_grey, visible
+from fewseg_ext.data.photos import MASK_SUFFIX, PhotoSource, check_pair, read_grey, visible
 
 FSS_SUFFIXES = (".jpg", ".jpeg")
 # A mask has soft, JPEG-like edges in some files, so it is cut in the middle.
@@ -40,6 +41,11 @@ def find_class_folders(root: Path, suffixes: Iterable[str] = FSS_SUFFIXES) -> di
         if images:
             classes[folder.name] = images
     return classes
+
+
+def read_foreground(mask: Path) -> NDArray[np.bool_]:
+    """Where a mask shows the class, [h,w]."""
+    return read_grey(mask) >= FOREGROUND_FROM
 
 
 class FSS1000(PhotoSource):
@@ -77,7 +83,9 @@ class FSS1000(PhotoSource):
                 )
         for images in self.files.values():
             for image in images:
-                _check_pair(image)
+                problem = check_pair(image)
+                if problem is not None:
+                    raise ValueError(problem)
         self.title = f"FSS-1000 {split}" if split is not None else f"class folders {self.root.name}"
         self._cache: dict[tuple[int, int], tuple[Tensor, Tensor]] | None = {} if cache else None
         super().__init__(list(self.files), list(self.files.values()))
@@ -96,23 +104,11 @@ class FSS1000(PhotoSource):
 
     def read_labels(self, class_id: int, index: int) -> Tensor:
         """The labels alone, int16 [h,w]."""
-        foreground = torch.from_numpy(read_grey(self.image_path(class_id, index).with_suffix(MASK_SUFFIX)))
-        return (foreground >= FOREGROUND_FROM).to(torch.int16) * (class_id + 1)
+        foreground = torch.from_numpy(read_foreground(self.image_path(class_id, index).with_suffix(MASK_SUFFIX)))
+        return foreground.to(torch.int16) * (class_id + 1)
 
 
 def _by_number(path: Path) -> tuple[int, str]:
     """2.jpg before 10.jpg; names without a number come last, by name."""
     number = re.search(r"\d+", path.stem)
     return (int(number.group()) if number else 2**31, path.name)
-
-
-def _check_pair(image: Path) -> None:
-    mask = image.with_suffix(MASK_SUFFIX)
-    if not mask.is_file():
-        raise ValueError(f"{image} has no mask: expected {mask.name} beside it")
-    # Opening reads the header only.
-    with Image.open(image) as first, Image.open(mask) as second:
-        if first.size != second.size:
-            raise ValueError(
-                f"{mask} is {second.width} x {second.height} pixels, but its image is {first.width} x {first.height}"
-            )

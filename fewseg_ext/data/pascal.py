@@ -25,8 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewseg_ext.data.photos import PhotoSource, read_mask, write_text
+from fewseg_ext.data.folds import HeldOut, Split, check_choice, check_fold
+from fewseg_ext.data.photos import PhotoSource, read_mask
 from fewseg_ext.data.transforms import SOURCE_IGNORE
+from fewseg_ext.files import write_text
 
 CLASSES = (
     "aeroplane",
@@ -50,14 +52,10 @@ CLASSES = (
     "train",
     "tvmonitor",
 )
-FOLDS = 4
 VOC_IGNORE = 255
 PREPARED = "fewseg_pascal5i"  # the folder inside ROOT
 INDEX = "index.json"
 INDEX_VERSION = 1
-
-Split = Literal["train", "test"]
-HeldOut = Literal["background", "ignore", "exclude"]
 
 
 class PascalObject(NamedTuple):
@@ -129,8 +127,7 @@ FAMILIES = {
 
 def fold_classes(fold: int, split: Split) -> list[str]:
     """The classes that a fold tests, or trains on."""
-    if fold not in range(FOLDS):
-        raise ValueError(f"PASCAL-5i: fold must be 0, 1, 2 or 3, got {fold}")
+    check_fold("PASCAL-5i", fold)
     tested = CLASSES[5 * fold : 5 * fold + 5]
     return [name for name in CLASSES if (name in tested) == (split == "test")]
 
@@ -208,14 +205,9 @@ class Pascal5i(PhotoSource):
         held_out: HeldOut = "background",
         prepared: str | os.PathLike[str] | None = None,
     ) -> None:
-        if split not in ("train", "test"):
-            raise ValueError(f"Pascal5i: split must be 'train' or 'test', got {split!r}")
+        check_choice("Pascal5i", fold, split, classes, held_out)
         if family not in FAMILIES:
             raise ValueError(f"Pascal5i: family must be one of {', '.join(FAMILIES)}, got {family!r}")
-        if held_out not in ("background", "ignore", "exclude"):
-            raise ValueError(f"Pascal5i: held_out must be 'background', 'ignore' or 'exclude', got {held_out!r}")
-        if (fold is None) == (classes is None):
-            raise ValueError("Pascal5i: give either fold or classes")
         names = fold_classes(fold, split) if fold is not None else list(classes or ())
         unknown = sorted(set(names) - set(CLASSES))
         if unknown:

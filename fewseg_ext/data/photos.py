@@ -1,4 +1,4 @@
-"""What the sources of photos share: reading an image and its mask, checking the pair, writing files whole."""
+"""What the sources of photos share: reading an image and its mask, checking the pair."""
 
 import os
 import warnings
@@ -140,10 +140,14 @@ def is_palette(path: Path) -> bool:
         return file.mode == "P"
 
 
-def check_photo(path: Path, size: tuple[int, int] | None = None) -> str | None:
-    """Decodes the whole photo and says what is wrong with it, or None.
+def check_photo(path: Path, size: tuple[int, int] | None = None, decode: bool = True) -> str | None:
+    """Says what is wrong with a photo, or None.
 
-    A JPEG is decoded at an eighth of its size, which finds a truncated file in a fraction of the time.
+    Args:
+        path: the photo.
+        size: (width, height) of its mask, whether the photo is stored or shown so.
+        decode: decodes the whole photo, a JPEG at an eighth of its size, which finds a truncated file in a fraction of
+            the time; False reads the header only.
     """
     try:
         with _opened(path) as file:
@@ -152,13 +156,39 @@ def check_photo(path: Path, size: tuple[int, int] | None = None) -> str | None:
                 turned = (stored[1], stored[0])
             if size is not None and size not in (stored, turned):
                 return f"{path}: {_size(turned)} pixels, but its mask is {_size(size)}"
-            file.draft("RGB", (max(1, stored[0] // 8), max(1, stored[1] // 8)))
-            file.load()
+            if decode:
+                file.draft("RGB", (max(1, stored[0] // 8), max(1, stored[1] // 8)))
+                file.load()
     except FileNotFoundError:
         return f"{path}: missing"
     except ValueError as error:
         return str(error)
     return None
+
+
+def check_pair(photo: Path, foreground: Callable[[Path], NDArray[np.bool_]] | None = None) -> str | None:
+    """Says what is wrong with a photo and the mask beside it, the PNG of the same name, or None.
+
+    Args:
+        photo: the photo.
+        foreground: reads a mask as bool [h,w]: both files are decoded then, and an empty mask is wrong. Without it
+            only the headers are read, for the sizes.
+    """
+    mask = photo.with_suffix(MASK_SUFFIX)
+    try:
+        if foreground is None:
+            with _opened(mask) as file:
+                size = file.size
+        else:
+            there = foreground(mask)
+            if not there.any():
+                return f"{mask}: the mask is empty"
+            size = (there.shape[1], there.shape[0])
+    except FileNotFoundError:
+        return f"{photo}: no mask, expected {mask.name} beside it"
+    except ValueError as error:
+        return str(error)
+    return check_photo(photo, size, decode=foreground is not None)
 
 
 @contextmanager
@@ -184,14 +214,6 @@ def _size(size: tuple[int, int]) -> str:
 def visible(folder: Path) -> list[Path]:
     """What is in a folder, without hidden files (``.ipynb_checkpoints``, macOS's ``._1.jpg``)."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes the file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    # A file name that is not UTF-8 is written as it is.
-    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-    os.replace(temporary, path)
 
 
 def in_threads(

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fewseg_ext.data.coco import FOLDS as COCO_FOLDS
 from fewseg_ext.data.coco import YEARS, COCO20i
 from fewseg_ext.data.folder import open_folder
+from fewseg_ext.data.folds import FOLDS
 from fewseg_ext.data.fss1000 import FSS1000, find_class_folders, split_classes
-from fewseg_ext.data.pascal import FOLDS as PASCAL_FOLDS
 from fewseg_ext.data.pascal import Pascal5i
 from fewseg_ext.data.photos import PhotoSource
 
@@ -59,14 +58,14 @@ def _pascal(family: str) -> SourceKind:
     def open_family(root: Path, **choice: Any) -> PhotoSource:
         return Pascal5i(root, family=family, **choice)
 
-    return SourceKind(open_family, PASCAL_FOLDS, takes_prepared=True)
+    return SourceKind(open_family, FOLDS, takes_prepared=True)
 
 
 def _coco(variant: str) -> SourceKind:
     def open_variant(root: Path, year: int | None = None, **choice: Any) -> PhotoSource:
         return COCO20i(root, variant=variant, year=YEARS[0] if year is None else year, **choice)
 
-    return SourceKind(open_variant, COCO_FOLDS, takes_year=True, takes_prepared=True)
+    return SourceKind(open_variant, FOLDS, takes_year=True, takes_prepared=True)
 
 
 def _open_fss1000(root: Path) -> PhotoSource:

@@ -30,11 +30,12 @@ from fewseg_ext.evaluation.report import (
     as_markdown,
     print_report,
 )
+from fewseg_ext.files import write_text
 from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline, PrototypeModel
 from fewseg_ext.models.registry import build_model
 from fewseg_ext.models.vpi import VPI
 from fewseg_ext.progress import progress_bar
-from fewseg_ext.training.checkpoint import load_checkpoint, write_atomically
+from fewseg_ext.training.checkpoint import load_checkpoint
 
 METHODS: dict[str, type[BiOpt] | type[PrototypeBaseline]] = {"biopt": BiOpt, "baseline": PrototypeBaseline}
 EXAMPLES = 6
@@ -217,7 +218,7 @@ def _write(
         "md": as_markdown(report),
     }
     for suffix, text in texts.items():
-        write_atomically(out / f"evaluation.{suffix}", lambda file, text=text: file.write(text.encode()))
+        write_text(out / f"evaluation.{suffix}", text)
     spreads = {name: s for name, s in report.class_spreads("original").items() if s.mean == s.mean}
     save_figure(
         out / "class_iou.png",

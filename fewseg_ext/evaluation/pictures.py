@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fewseg_ext.data.transforms import denormalize
-from fewseg_ext.training.checkpoint import write_atomically
+from fewseg_ext.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,13 +16,13 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from fewseg_ext.data.photos import IMAGE_SUFFIXES, MASK_SUFFIX, visible, write_text
+from fewseg_ext.data.photos import IMAGE_SUFFIXES, MASK_SUFFIX, visible
+from fewseg_ext.files import write_atomically, write_text
 from fewseg_ext.progress import progress_bar
 from fewseg_ext.segment.annotations import Annotated, coco_json, labelme_json
 from fewseg_ext.segment.inputs import Photo
 from fewseg_ext.segment.result import SegmentationResult
 from fewseg_ext.segmenter import Segmenter
-from fewseg_ext.training.checkpoint import write_atomically
 
 JOURNAL = "progress.jsonl"
 # Of the contact sheet: the least certain photos, so many and so wide.

@@ -1,13 +1,14 @@
 """Checkpoint files: a dictionary of plain values and tensors, so that loading one runs no code."""
 
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fewseg_ext.files import write_atomically
 
 FORMAT = 1
 
@@ -28,28 +29,6 @@ class Checkpoint:
     scores: list[dict[str, float]] = field(default_factory=list)  # of every validation: "iteration", "miou", "fb_iou"
     recipe: dict[str, Any] = field(default_factory=dict)  # of `fewseg train`, resolved
     photo_hashes: list[str] | None = None  # of all photos of the base classes; None where nobody made them
-
-
-def write_atomically(path: str | os.PathLike[str], write: Any) -> Path:
-    """Calls ``write(file)`` with a binary file beside ``path``, and renames it to ``path`` once it is on the disk.
-
-    Whoever reads ``path``, even after a crash, finds the old content or the new one, never a part.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Path:

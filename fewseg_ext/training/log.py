@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fewseg_ext.training.checkpoint import write_atomically
+from fewseg_ext.files import write_text
 
 
 class TrainingLog:
@@ -31,7 +31,7 @@ class TrainingLog:
         kept = (
             [line for line in path.read_text().splitlines() if _iteration(line) <= iteration] if path.exists() else []
         )
-        write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in kept).encode()))
+        write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = open(path, "a", buffering=1)  # noqa: SIM115  # open for the whole training
 
     def write(self, iteration: int, **values: float) -> None:

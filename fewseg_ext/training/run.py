@@ -12,13 +12,13 @@ from rich.console import Console
 
 from fewseg_ext.data.episodes import EpisodeDataset
 from fewseg_ext.data.overlap import photo_hashes
+from fewseg_ext.files import write_text
 from fewseg_ext.models.registry import MODELS
 from fewseg_ext.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
     remove_leftovers,
     save_checkpoint,
-    write_atomically,
 )
 from fewseg_ext.training.data import hold_out, open_base_classes, training_episodes, validation_episodes
 from fewseg_ext.training.distributed import launched_by_torchrun, rank
@@ -100,7 +100,7 @@ class _Run:
                 self.photo_hashes = photo_hashes(source, console)
             out.mkdir(parents=True, exist_ok=True)
             remove_leftovers(out)
-            write_atomically(out / "recipe.yaml", lambda file: file.write(recipe.as_yaml().encode()))
+            write_text(out / "recipe.yaml", recipe.as_yaml())
             self.log = TrainingLog(out, self.trainer.iteration, recipe.run.tensorboard)
 
     def train(self) -> None:

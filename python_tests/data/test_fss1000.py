@@ -81,13 +81,13 @@ def test_a_folder_without_classes_is_refused(tmp_path):
 def test_an_image_without_mask_is_named(tmp_path):
     write(tmp_path / "apple", "1")
     write(tmp_path / "apple", "2", mask_value=None)
-    with pytest.raises(ValueError, match=r"apple/2.jpg has no mask: expected 2.png"):
+    with pytest.raises(ValueError, match=r"apple/2.jpg: no mask, expected 2.png beside it"):
         FSS1000(tmp_path)
 
 
 def test_a_mask_of_another_size_is_named(tmp_path):
     write(tmp_path / "apple", "1", size=(6, 4), mask_size=(4, 6))
-    with pytest.raises(ValueError, match=r"apple/1.png is 4 x 6 pixels, but its image is 6 x 4"):
+    with pytest.raises(ValueError, match=r"apple/1.jpg: 6 x 4 pixels, but its mask is 4 x 6"):
         FSS1000(tmp_path)
 
 

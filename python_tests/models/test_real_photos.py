@@ -51,8 +51,6 @@ def test_summary_and_tables(benchmark: ModuleType, tmp_path: Path) -> None:
     text = benchmark.markdown(protocol, summary)
     assert "| init | 32.00 | 2.83 | 32.0 |" in text
     assert str(tmp_path) not in text
-    benchmark.write_atomically(tmp_path / "new" / "result.md", text)
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["result.md"]
 
 
 def test_without_data_the_benchmark_says_so(

@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from fewseg_ext.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_atomically
+from fewseg_ext.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 
 def checkpoint():
@@ -24,20 +24,6 @@ def test_round_trip_is_exact(tmp_path):
     assert all(torch.equal(loaded.weights[key], saved.weights[key]) for key in saved.weights)
     for field in ("model", "optimizer", "iteration", "history", "training"):
         assert getattr(loaded, field) == getattr(saved, field)
-
-
-def test_a_failing_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
-    path = tmp_path / "model.ckpt"
-    path.write_text("old")
-
-    def fail(file):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fail)
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["model.ckpt"]
 
 
 class Malicious:

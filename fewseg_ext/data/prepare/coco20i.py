@@ -10,7 +10,6 @@ from rich.progress import track
 
 from fewseg_ext.data.coco import (
     CATEGORY_IDS,
-    FOLDS,
     MIN_PIXELS,
     PREPARED,
     VARIANTS,
@@ -24,9 +23,11 @@ from fewseg_ext.data.coco import (
     mask_tools,
     save_index,
 )
-from fewseg_ext.data.photos import check_photo, in_threads, write_text
+from fewseg_ext.data.folds import FOLDS
+from fewseg_ext.data.photos import check_photo, in_threads
 from fewseg_ext.data.prepare.download import download_coco
 from fewseg_ext.data.prepare.report import Report, Row, list_text
+from fewseg_ext.files import write_text
 
 PHOTOS_SOURCE = "http://images.cocodataset.org/zips/{photo_set}.zip, or --download"
 JSON_SOURCE = "http://images.cocodataset.org/annotations/annotations_trainval{year}.zip, or --download"

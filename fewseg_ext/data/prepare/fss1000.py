@@ -5,9 +5,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fewseg_ext.data.fss1000 import FOREGROUND_FROM, find_class_folders, split_classes
-from fewseg_ext.data.photos import MASK_SUFFIX, check_photo, in_threads, read_grey, write_text
+from fewseg_ext.data.fss1000 import find_class_folders, read_foreground, split_classes
+from fewseg_ext.data.photos import check_pair, check_photo, in_threads
 from fewseg_ext.data.prepare.report import Report, Row, list_text
+from fewseg_ext.files import write_text
 
 SOURCE = "fetch it from the link in https://github.com/HKUSTCVLAB/FSS-1000"
 PREPARED = "fewseg_fss1000"
@@ -49,7 +50,7 @@ def prepare_fss1000(
     photos = [photo for images in classes.values() for photo in images]
     usable: dict[str, list[str]] = {name: [] for name in classes}
     other_size = 0
-    checked = in_threads(_check_pair, photos, "reading photos and masks", console)
+    checked = in_threads(_check, photos, "reading photos and masks", console)
     for photo, (problem, side_is_224) in zip(photos, checked, strict=True):
         if problem is not None:
             report.problems.append(problem)
@@ -98,15 +99,6 @@ def find_class_root(root: Path) -> Path:
     raise FileNotFoundError(f"no class folder with photos (<class>/1.jpg) in {root}: {SOURCE}")
 
 
-def _check_pair(photo: Path) -> tuple[str | None, bool]:
+def _check(photo: Path) -> tuple[str | None, bool]:
     """What is wrong with a photo and its mask, and whether they have FSS-1000's size."""
-    mask = photo.with_suffix(MASK_SUFFIX)
-    try:
-        pixels = read_grey(mask)
-    except FileNotFoundError:
-        return f"{photo}: no mask, expected {mask.name} beside it", False
-    except ValueError as error:
-        return str(error), False
-    if not (pixels >= FOREGROUND_FROM).any():
-        return f"{mask}: the mask is empty", False
-    return check_photo(photo, (pixels.shape[1], pixels.shape[0])), pixels.shape == (SIDE, SIDE)
+    return check_pair(photo, read_foreground), check_photo(photo, (SIDE, SIDE), decode=False) is None

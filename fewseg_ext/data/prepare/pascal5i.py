@@ -13,23 +13,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+from fewseg_ext.data.folds import FOLDS, Split
 from fewseg_ext.data.pascal import (
     CLASSES,
     FAMILIES,
-    FOLDS,
     INDEX,
     PREPARED,
     VOC_IGNORE,
     Family,
     PascalImage,
     PascalObject,
-    Split,
     find_devkit,
     save_index,
 )
-from fewseg_ext.data.photos import check_photo, in_threads, read_mask, visible, write_text
+from fewseg_ext.data.photos import check_photo, in_threads, read_mask, visible
 from fewseg_ext.data.prepare.download import download_sbd, download_voc
 from fewseg_ext.data.prepare.report import Report, Row, checksum, list_text
+from fewseg_ext.files import write_text
 
 VOC_SOURCE = "VOCtrainval_11-May-2012.tar of http://host.robots.ox.ac.uk/pascal/VOC/voc2012/, or --download"
 SBD_SOURCE = (

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fewseg_ext.data.photos import write_text
+from fewseg_ext.files import write_text
 
 REPORT = "report.txt"
 PROBLEMS = "problems.txt"
