@@ -65,7 +65,7 @@ docs: $(VENV)/tools
 	$(BIN)/mkdocs build --strict
 
 # The wheel is built from the sdist, so a file that the sdist lacks is noticed. All architectures that cmake/cuda.cmake
-# knows, unless `make dist CUDAARCHS=90` says otherwise: an hour on two cores, where there is an nvcc. auditwheel gives
+# knows, unless `make dist CUDAARCHS=90` says otherwise, where there is an nvcc: that takes long. auditwheel gives
 # the platform tag (manylinux, by the oldest glibc that will do) and leaves torch's libraries where they are.
 RELEASE_CUDAARCHS := 75-real;80-real;86-real;90-real;100-real;120
 dist: CUDAARCHS = $(RELEASE_CUDAARCHS)
