@@ -62,7 +62,7 @@ bench: setup
 
 # What warns is an error: a link that leads nowhere, a page that is not in the navigation.
 docs: $(VENV)/tools
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The wheel is built from the sdist, so a file that the sdist lacks is noticed. All architectures that cmake/cuda.cmake
 # knows, unless `make dist CUDAARCHS=90` says otherwise, where there is an nvcc: that takes long. auditwheel gives
