@@ -5,7 +5,6 @@ from typing import Any
 
 import griffe
 
-
 # The little LaTeX that the docstrings hold, in Unicode: no script has to be loaded to show it.
 SYMBOLS = {
     r"\frac{1}{L}": "1/L",
@@ -42,6 +41,8 @@ class Docstrings(griffe.Extension):
         if obj.docstring is None:
             return
         text = obj.docstring.value
-        text = re.sub(r"^(\s*)Example:$", r"\1Examples:", text, flags=re.MULTILINE)  # the heading that mkdocstrings knows
+        text = re.sub(
+            r"^(\s*)Example:$", r"\1Examples:", text, flags=re.MULTILINE
+        )  # the heading that mkdocstrings knows
         text = re.sub(r":(?:func|meth|class|mod|attr):`~?([^`]+)`", r"`\1`", text)
         obj.docstring.value = re.sub(r"^\.\. math::\s*(.+)$", plain, text, flags=re.MULTILINE)

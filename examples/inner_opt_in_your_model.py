@@ -5,7 +5,8 @@
 
 The backbone is frozen: its features are constants. What is trained is one 1 x 1 convolution behind it, such that the
 prototypes are good *after* ten steps of gradient descent on the query. The gradient of that goes through all ten steps.
-Photos are generated; ``--photos`` takes a folder with ``train`` and ``unseen``, each with a folder per class.
+``--photos`` takes a folder with ``train`` and ``unseen``, each with a folder per class. Without it pictures are generated,
+which show how it is done and no more: on them features of ImageNet are poor, and the head makes them no better.
 """
 
 import argparse
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = InnerOptHead(backbone, backbone.out_channels)
     before = foreground_iou(model, unseen)
 
-    optimizer = torch.optim.AdamW(model.embed.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.embed.parameters(), lr=3e-4)
     for iteration, batch in enumerate(DataLoader(train, batch_size=8), start=1):
         *inputs, labels = split(batch)
         query, prototypes = model(*inputs)
