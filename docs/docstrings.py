@@ -16,7 +16,7 @@ SYMBOLS = {
     r"\cdot": "·",
     r"\cos": "cos",
     r"\mu": "μ",
-    r"\sigma": "σ",
+    r"\sigma": "σ",  # noqa: RUF001
     r"\epsilon": "ε",
     r"\sim": "~",
     r"\qquad": "   ",

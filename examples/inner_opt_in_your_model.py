@@ -5,8 +5,8 @@
 
 The backbone is frozen: its features are constants. What is trained is one 1 x 1 convolution behind it, such that the
 prototypes are good *after* ten steps of gradient descent on the query. The gradient of that goes through all ten steps.
-``--photos`` takes a folder with ``train`` and ``unseen``, each with a folder per class. Without it pictures are generated,
-which show how it is done and no more: on them features of ImageNet are poor, and the head makes them no better.
+``--photos`` takes a folder with ``train`` and ``unseen``, each with a folder per class. Without it pictures are
+generated, which show how it is done and no more: features of ImageNet say little about them, with this head or without.
 """
 
 import argparse
