@@ -4,7 +4,7 @@
     python examples/inner_opt_in_your_model.py --weights mobilenet_v2.safetensors   # or takes a file
 
 The backbone is frozen: its features are constants. What is trained is one 1 x 1 convolution behind it, such that the
-prototypes are good *after* ten steps of gradient descent on the query. The gradient of that goes through all ten steps.
+prototypes are good before *and after* five steps of gradient descent on the query. The gradient goes through all steps.
 ``--photos`` takes a folder with ``train`` and ``unseen``, each with a folder per class. Without it pictures are
 generated, which show how it is done and no more: features of ImageNet say little about them, with this head or without.
 """
@@ -26,12 +26,12 @@ from fewseg_ext.models import build_backbone
 
 
 class InnerOptHead(nn.Module):
-    """Any frozen network [B,3,h,w] -> [B,C,H,W] with a trained 1 x 1 convolution behind it, and no other weights."""
+    """Any frozen network [B,3,h,w] -> [B,C,H,W] with a trained 1 x 1 convolution behind it."""
 
-    def __init__(self, backbone: nn.Module, channels: int, width: int = 128, steps: int = 10) -> None:
+    def __init__(self, backbone: nn.Module, channels: int, width: int = 128, steps: int = 5) -> None:
         super().__init__()
         self.backbone = backbone.eval().requires_grad_(False)
-        self.embed = nn.Conv2d(channels, width, 1)
+        self.embed = nn.Sequential(nn.GroupNorm(1, channels), nn.Conv2d(channels, width, 1))
         self.steps = steps
 
     def features(self, images: Tensor) -> Tensor:
@@ -39,14 +39,15 @@ class InnerOptHead(nn.Module):
             frozen = self.backbone(images)
         return self.embed(frozen)
 
-    def forward(self, support_images: Tensor, support_masks: Tensor, query_images: Tensor) -> tuple[Tensor, Tensor]:
-        """[B,3,h,w], bool [B,h,w], [B,3,h,w] -> the query's features [B,D,H,W] and the prototypes [B,2,D]."""
+    def forward(self, support_images: Tensor, support_masks: Tensor, query_images: Tensor) -> tuple[Tensor, ...]:
+        """[B,3,h,w], bool [B,h,w], [B,3,h,w] -> the query's features [B,D,H,W], the prototypes [B,2,D] of the support,
+        and those fitted to the query."""
         support, query = self.features(support_images), self.features(query_images)
         masks = torch.stack([~support_masks, support_masks], dim=1)
         prototypes = F.normalize(fewseg_ext.masked_avg_pool(support, masks), dim=2)
         # What the support's prototypes find is the target of the descent; labels are constants for the gradient.
         target = fewseg_ext.cosine_logits(query, prototypes).argmax(1)
-        return query, fewseg_ext.inner_opt(query, prototypes, target, steps=self.steps)
+        return query, prototypes, fewseg_ext.inner_opt(query, prototypes, target, steps=self.steps)
 
 
 def split(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -60,17 +61,19 @@ def split(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def foreground_iou(model: InnerOptHead, episodes: EpisodeDataset) -> float:
-    """Intersection over union of all episodes' objects together, in per cent."""
-    intersection = union = 0
+def foreground_iou(model: InnerOptHead, episodes: EpisodeDataset) -> str:
+    """Intersection over union of all episodes' objects together, of the support's prototypes and of the fitted ones."""
+    intersection, union = torch.zeros(2), torch.zeros(2)
     for batch in DataLoader(episodes, batch_size=8):
         *inputs, labels = split(batch)
-        query, prototypes = model(*inputs)
-        logits = F.interpolate(fewseg_ext.cosine_logits(query, prototypes), labels.shape[-2:], mode="bilinear")
-        found, valid = logits.argmax(1) == 1, labels != 255
-        intersection += int((found & (labels == 1) & valid).sum())
-        union += int(((found | (labels == 1)) & valid).sum())
-    return 100 * intersection / max(union, 1)
+        query, *stages = model(*inputs)
+        for stage, prototypes in enumerate(stages):
+            logits = F.interpolate(fewseg_ext.cosine_logits(query, prototypes), labels.shape[-2:], mode="bilinear")
+            found, valid = logits.argmax(1) == 1, labels != 255
+            intersection[stage] += (found & (labels == 1) & valid).sum()
+            union[stage] += ((found | (labels == 1)) & valid).sum()
+    support, fitted = (100 * intersection / union.clamp(min=1)).tolist()
+    return f"{support:.1f} % with the support's prototypes, {fitted:.1f} % with the fitted ones"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -90,22 +93,22 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(0)
     backbone = build_backbone("mobilenet_v2", None if options.weights == "none" else options.weights)
     model = InnerOptHead(backbone, backbone.out_channels)
-    before = foreground_iou(model, unseen)
+    print(f"classes never seen, before: IoU {foreground_iou(model, unseen)}")
 
-    optimizer = torch.optim.AdamW(model.embed.parameters(), lr=3e-4)
+    optimizer = torch.optim.AdamW(model.embed.parameters(), lr=1e-3)
     for iteration, batch in enumerate(DataLoader(train, batch_size=8), start=1):
         *inputs, labels = split(batch)
-        query, prototypes = model(*inputs)
+        query, *stages = model(*inputs)
         # Labels have the size of the photo; upsampling the logits is part of the operator, and nothing is stored at
         # that size.
-        loss = fewseg_ext.cosine_cross_entropy(query, prototypes, labels)
+        loss = torch.stack([fewseg_ext.cosine_cross_entropy(query, stage, labels) for stage in stages]).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if iteration % 25 == 0 or iteration == options.iterations:
             print(f"iteration {iteration:4d}  loss {loss.item():.4f}")
 
-    print(f"IoU of classes never seen: {before:.1f} % before, {foreground_iou(model, unseen):.1f} % after the training")
+    print(f"classes never seen, after:  IoU {foreground_iou(model, unseen)}")
 
 
 if __name__ == "__main__":
