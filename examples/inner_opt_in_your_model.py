@@ -6,7 +6,7 @@
 The backbone is frozen: its features are constants. What is trained is one 1 x 1 convolution behind it, such that the
 prototypes are good before *and after* five steps of gradient descent on the query. The gradient goes through all steps.
 ``--photos`` takes a folder with ``train`` and ``unseen``, each with a folder per class. Without it pictures are
-generated, which show how it is done and no more: features of ImageNet say little about them, with this head or without.
+generated, which show how it is done and no more: features of ImageNet say little about them.
 """
 
 import argparse
@@ -45,9 +45,13 @@ class InnerOptHead(nn.Module):
         support, query = self.features(support_images), self.features(query_images)
         masks = torch.stack([~support_masks, support_masks], dim=1)
         prototypes = F.normalize(fewseg_ext.masked_avg_pool(support, masks), dim=2)
-        # What the support's prototypes find is the target of the descent; labels are constants for the gradient.
-        target = fewseg_ext.cosine_logits(query, prototypes).argmax(1)
-        return query, prototypes, fewseg_ext.inner_opt(query, prototypes, target, steps=self.steps)
+        # The query pooled under what the support's prototypes find in it, half and half with them: where to start.
+        found = fewseg_ext.cosine_logits(query, prototypes).argmax(1)
+        own = fewseg_ext.masked_avg_pool(query, torch.stack([found == 0, found == 1], dim=1))
+        start = F.normalize(prototypes + F.normalize(own, dim=2), dim=2)
+        # What that finds is the target of the descent; labels are constants for the gradient.
+        target = fewseg_ext.cosine_logits(query, start).argmax(1)
+        return query, prototypes, fewseg_ext.inner_opt(query, start, target, steps=self.steps)
 
 
 def split(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -95,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = InnerOptHead(backbone, backbone.out_channels)
     print(f"classes never seen, before: IoU {foreground_iou(model, unseen)}")
 
-    optimizer = torch.optim.AdamW(model.embed.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(model.embed.parameters(), lr=3e-4)
     for iteration, batch in enumerate(DataLoader(train, batch_size=8), start=1):
         *inputs, labels = split(batch)
         query, *stages = model(*inputs)
