@@ -122,7 +122,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 def commands(page: Path) -> list[list[str]]:
     """The `fewseg` commands in a page's shell blocks, word by word; not those with places to fill in."""
-    # Every fence, so that the end of one block is not taken for the beginning of another; shell blocks have no language.
+    # Every fence, lest the end of one block pass for the beginning of another; shell blocks have no language.
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
     lines = [line.strip() for language, block in blocks if not language for line in block.splitlines()]
     words = [shlex.split(line, comments=True) for line in lines if line.startswith("fewseg ") and "..." not in line]
