@@ -5,6 +5,8 @@
 #   make test-long  what is too slow for every change
 #   make lint       formatting, lint and types, Python and C++
 #   make bench      benchmarks/kernel_speed.py
+#   make docs       the documentation site: site/index.html
+#   make dist       wheel and sdist: dist/
 #   make gpu-check  builds and checks the CUDA kernels where there is a GPU
 #
 # PYTHON  which interpreter makes the environment (default python3)
@@ -24,7 +26,7 @@ SOURCES := $(shell find csrc cmake fewseg_ext -type f -not -name '*.pyc') CMakeL
 TIDY_FILES := $(shell find csrc/ops csrc/cpu -name '*.cpp')
 COMPILE_COMMANDS = $(patsubst %/,%,$(dir $(firstword $(wildcard build/*/compile_commands.json))))
 
-.PHONY: test test-long demo lint format bench gpu-check setup clean
+.PHONY: test test-long demo lint format bench docs dist gpu-check setup clean
 
 setup: $(VENV)/installed
 
@@ -58,7 +60,23 @@ gpu-check:
 bench: setup
 	$(BIN)/python benchmarks/kernel_speed.py
 
-PYTHON_FILES := fewseg_ext python_tests benchmarks
+# What warns is an error: a link that leads nowhere, a page that is not in the navigation.
+docs: $(VENV)/tools
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The wheel is built from the sdist, so a file that the sdist lacks is noticed. All architectures that cmake/cuda.cmake
+# knows, unless `make dist CUDAARCHS=90` says otherwise, where there is an nvcc: that takes long. auditwheel gives
+# the platform tag (manylinux, by the oldest glibc that will do) and leaves torch's libraries where they are.
+RELEASE_CUDAARCHS := 75-real;80-real;86-real;90-real;100-real;120
+dist: CUDAARCHS = $(RELEASE_CUDAARCHS)
+dist: $(VENV)/tools
+	rm -rf dist build/dist
+	$(BIN)/python -m build --no-isolation --outdir build/dist .
+	$(BIN)/auditwheel repair --exclude 'libtorch*.so' --exclude 'libc10*.so' --wheel-dir dist build/dist/*.whl
+	mv build/dist/*.tar.gz dist
+	$(BIN)/python .ci/check_dist.py dist
+
+PYTHON_FILES := .ci examples fewseg_ext python_tests benchmarks
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 lint: setup
@@ -78,4 +96,4 @@ format: $(VENV)/tools
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf build dist $(VENV)
+	rm -rf build dist site $(VENV)

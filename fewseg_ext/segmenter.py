@@ -215,7 +215,7 @@ class Segmenter:
             on_error: is told of a photo that cannot be read, which then has no result; without it the error is raised.
 
         Raises:
-            See ``predict``; RuntimeError and ValueError at once.
+            RuntimeError, ValueError, FileNotFoundError, TypeError: see ``predict``; the first two at once.
         """
         self._check_steps(steps)
         if batch_size < 1:
