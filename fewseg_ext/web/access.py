@@ -60,8 +60,8 @@ class Access:
         headers, path = Headers(scope=scope), scope["path"]
         if self._token is None and _name(headers.get("host", "")) not in LOOPBACK:
             return PlainTextResponse("this page is served to this computer only", 403)
-        visitor = visitor_of(headers, self._cookie)
-        if visitor not in self._visitors:
+        # Browsers fetch the manifest without cookies, and it says nothing.
+        if visitor_of(headers, self._cookie) not in self._visitors and path != "/manifest.json":
             return self._welcome(scope)
         if path.startswith(CLOSED):
             return PlainTextResponse("not served", 403)

@@ -7,8 +7,8 @@ from fewseg_ext.web.limits import Upload
 from fewseg_ext.web.session import Session
 
 # A class and pictures of it in which the object is large and whole.
-CONFIG = SyntheticConfig(seed=4, size=320, appearance_drift=0.4)
-CLASS = 2
+CONFIG = SyntheticConfig(seed=3, size=320, appearance_drift=0.4)
+CLASS = 1
 PICTURES = 4
 
 

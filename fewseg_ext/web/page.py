@@ -54,24 +54,23 @@ class Page:
                     self.files = gr.File(
                         file_count="multiple",
                         file_types=suffixes,
-                        height=120,
+                        height=150,
                         elem_id="files",
-                        label=f"Drop photos here or choose them (at most {limits.photos}, {limits.megabytes} MB and "
-                        f"{limits.megapixels} megapixels each)",
+                        label=f"Up to {limits.photos} photos of up to {limits.megabytes} MB, {limits.megapixels} megapixels",
                     )
                     with gr.Row():
                         self.example = gr.Button("Start from a generated example", size="sm", elem_id="example")
                         self.empty = gr.Button("Remove all photos", size="sm", elem_id="empty")
                     gr.Markdown("### 2. Mark the object")
                     with gr.Row():
-                        self.photo = gr.Dropdown([], label="Photo to mark or correct", elem_id="photo", min_width=150)
+                        self.photo = gr.Dropdown([], label="Photo to mark or correct", elem_id="photo", min_width=200)
                         self.name = gr.Dropdown(
                             ["object"],
                             value="object",
                             label="Class: choose, or type a new one",
                             allow_custom_value=True,
                             elem_id="class",
-                            min_width=150,
+                            min_width=200,
                         )
                     self.canvas = gr.HTML(
                         "null",
