@@ -9,9 +9,8 @@ from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Addresses at which nobody else can reach the page. A page on the internet can make its own name mean 127.0.0.1, hence
-# the look at the name by which the page was called.
-LOOPBACK = ("127.0.0.1", "localhost")
+from fewseg_ext.web.limits import LOOPBACK
+
 # Gradio's ways to read files of the server and to fetch for others: the page uses none of them, so that a photo is
 # seen by nobody but the session that holds it (see server.py).
 CLOSED = ("/gradio_api/file", "/gradio_api/proxy", "/gradio_api/stream", "/gradio_api/upload_progress", "/proxy=")
@@ -58,6 +57,7 @@ class Access:
     def _refused(self, scope: Scope) -> Response | None:
         """The answer that ends it here, or None."""
         headers, path = Headers(scope=scope), scope["path"]
+        # A site on the internet can make its own name mean 127.0.0.1.
         if self._token is None and _name(headers.get("host", "")) not in LOOPBACK:
             return PlainTextResponse("this page is served to this computer only", 403)
         # Browsers fetch the manifest without cookies, and it says nothing.

@@ -1,4 +1,4 @@
-"""What the page accepts: how many photos, how large, and how a file becomes a photo."""
+"""What the page accepts: from where, how many photos, how large, and how a file becomes a photo."""
 
 import warnings
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+# Where nobody else can reach the page, so that no token is needed.
+LOOPBACK = ("127.0.0.1", "localhost")
 # Photos are shrunk to this before anything else: more than a screen shows and than the model sees.
 LONGEST_SIDE = 1024
 

@@ -276,7 +276,7 @@ def _result(session: Session, photo: SessionPhoto) -> str:
     else:
         said, verb = "labelled by you", "Change"
     figures = "".join(
-        f'<figure><img src="{_address(session, photo, kind)}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
+        f'<figure class="{kind}"><img src="{_address(session, photo, kind)}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
         for kind, caption, alt in pictures
     )
     return (

@@ -7,14 +7,14 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from fewseg_ext.segmenter import Segmenter
-from fewseg_ext.web.limits import Limits
+from fewseg_ext.web.limits import LOOPBACK, Limits
 
 INSTALL = 'fewseg serve needs gradio: pip install "fewseg-ext[web]"'
 
@@ -45,7 +45,6 @@ def serve(
         OSError: the port is taken, or the host is none of this machine.
     """
     from fewseg_ext.data.coco import mask_tools
-    from fewseg_ext.web.access import LOOPBACK
 
     mask_tools()
     limits = limits or Limits()
@@ -53,19 +52,21 @@ def serve(
         token = secrets.token_urlsafe(16)
     console = console or Console(quiet=True)
     with _listening(host, port) as listener, temporary_folder():
-        try:
-            import gradio  # noqa: F401
-            import uvicorn
-        except ImportError as error:
-            raise ImportError(INSTALL) from error
         port = listener.getsockname()[1]
-        app = make_app(segmenter, about, cookie=f"fewseg-{port}", token=token, limits=limits)
+        try:
+            import uvicorn
+
+            app = make_app(segmenter, about, cookie=f"fewseg-{port}", token=token, limits=limits)
+        except ModuleNotFoundError as error:
+            raise ImportError(f"{INSTALL} ({error})") from error
         address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/"
         console.print(about, highlight=False, markup=False)
         console.print(f"Open {address}{f'?token={token}' if token else ''}", soft_wrap=True, markup=False)
         console.print("Ctrl+C stops it; photos and labels are forgotten then.")
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False)
-        uvicorn.Server(config).run(sockets=[listener])
+        # Ctrl+C is how it ends.
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
 
 
 def make_app(segmenter: Segmenter, about: str, *, cookie: str, token: str | None, limits: Limits) -> Any:
