@@ -274,7 +274,7 @@ def _result(session: Session, photo: SessionPhoto) -> str:
         pictures.append(("uncertainty", "uncertainty", f"Where the mask of {name} is uncertain"))
         said, verb = f"{100 * photo.uncertainty.mean():.0f} % uncertain", "Correct"
     else:
-        said, verb = "labelled by you", "Change"
+        said, verb = "labelled", "Change"
     figures = "".join(
         f'<figure class="{kind}"><img src="{_address(session, photo, kind)}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
         for kind, caption, alt in pictures
