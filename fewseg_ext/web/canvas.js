@@ -1,7 +1,7 @@
 // The drawing area of the page. `element`, `props` and `watch` are Gradio's (gr.HTML, js_on_load).
 //
 // props.value is what the server wants shown, as JSON: {photo, mask, color, width, height}; addresses, mask may be null.
-// element.maskPng() gives what is marked, as the data: address of a PNG, or "" while there is no photo.
+// .stage has maskPng(), which gives what is marked, as the data: address of a PNG, or "" while there is no photo.
 
 const find = (selector) => element.querySelector(selector);
 const stage = find(".stage"), photo = find("img"), mask = find(".mask"), cursor = find(".cursor");
@@ -41,7 +41,7 @@ function load() {
   drawCursor();
 }
 
-element.maskPng = () => (stage.hidden ? "" : mask.toDataURL("image/png"));
+stage.maskPng = () => (stage.hidden ? "" : mask.toDataURL("image/png"));
 
 function remember() {
   undo.push(marks.getImageData(0, 0, mask.width, mask.height));

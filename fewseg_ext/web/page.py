@@ -18,7 +18,7 @@ TITLE = "Label one photo, segment the others"
 # Events that run the model wait for each other, whoever caused them: two at once would share the same processors.
 MODEL = dict(concurrency_id="model", concurrency_limit=1)
 # Reads the drawing when a button is pressed, in place of the empty text that the server knows.
-READ_DRAWING = "(number, name, drawing, steps) => [number, name, document.querySelector('#canvas').maskPng(), steps]"
+READ_DRAWING = "(number, name, drawing, steps) => [number, name, document.querySelector('#canvas .stage').maskPng(), steps]"
 READ_CLICKED = "(number) => [document.querySelector('#results').clicked ?? null]"
 # The event of gr.HTML says nothing of where it was clicked.
 NOTE_CLICKED = """element.addEventListener('click', (event) => {
