@@ -22,6 +22,11 @@ class Limits:
     megabytes: int = 20  # of one file
     megapixels: int = 50  # of one photo
 
+    @property
+    def file_bytes(self) -> int:
+        """The same as ``megabytes``, which are counted as Gradio counts them."""
+        return self.megabytes * 2**20
+
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value < 1:
@@ -45,7 +50,7 @@ def read_upload(path: Path, limits: Limits) -> Upload:
         ValueError: too large in bytes or pixels, or not an image. The size in pixels is looked at before any of them
             is decoded.
     """
-    if path.stat().st_size > limits.megabytes * 1_000_000:
+    if path.stat().st_size > limits.file_bytes:
         raise ValueError(f"more than {limits.megabytes} MB")
     try:
         with warnings.catch_warnings():

@@ -10,7 +10,7 @@ import gradio as gr
 
 from fewseg_ext.segment.result import COLORS
 from fewseg_ext.web.example import add_example
-from fewseg_ext.web.session import Session, Sessions, SessionPhoto, decode_mask
+from fewseg_ext.web.session import Session, SessionPhoto, Sessions, decode_mask
 
 FOLDER = Path(__file__).parent
 MOST_STEPS = 50
@@ -18,7 +18,9 @@ TITLE = "Label one photo, segment the others"
 # Events that run the model wait for each other, whoever caused them: two at once would share the same processors.
 MODEL = dict(concurrency_id="model", concurrency_limit=1)
 # Reads the drawing when a button is pressed, in place of the empty text that the server knows.
-READ_DRAWING = "(number, name, drawing, steps) => [number, name, document.querySelector('#canvas .stage').maskPng(), steps]"
+READ_DRAWING = (
+    "(number, name, drawing, steps) => [number, name, document.querySelector('#canvas .stage').maskPng(), steps]"
+)
 READ_CLICKED = "(number) => [document.querySelector('#results').clicked ?? null]"
 # The event of gr.HTML says nothing of where it was clicked.
 NOTE_CLICKED = """element.addEventListener('click', (event) => {
@@ -56,7 +58,8 @@ class Page:
                         file_types=suffixes,
                         height=150,
                         elem_id="files",
-                        label=f"Up to {limits.photos} photos of up to {limits.megabytes} MB, {limits.megapixels} megapixels",
+                        label=f"Up to {limits.photos} photos, each up to {limits.megabytes} MB and "
+                        f"{limits.megapixels} megapixels",
                     )
                     with gr.Row():
                         self.example = gr.Button("Start from a generated example", size="sm", elem_id="example")
@@ -276,7 +279,8 @@ def _result(session: Session, photo: SessionPhoto) -> str:
     else:
         said, verb = "labelled", "Change"
     figures = "".join(
-        f'<figure class="{kind}"><img src="{_address(session, photo, kind)}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
+        f'<figure class="{kind}"><img src="{_address(session, photo, kind)}" alt="{alt}">'
+        f"<figcaption>{caption}</figcaption></figure>"
         for kind, caption, alt in pictures
     )
     return (
@@ -312,7 +316,9 @@ def _status(text: str = "", problems: list[str] | None = None) -> str:
 
 
 def _address(session: Session, photo: SessionPhoto, kind: str) -> str:
-    return f"pictures/{session.key}/{photo.number}/{kind}?{session.version}"
+    # The photo stays as it is; the others change with the masks.
+    version = "" if kind == "photo" else f"?{session.version}"
+    return f"pictures/{session.key}/{photo.number}/{kind}{version}"
 
 
 def _css(index: int) -> str:

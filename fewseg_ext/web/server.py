@@ -16,6 +16,8 @@ from rich.console import Console
 from fewseg_ext.segmenter import Segmenter
 from fewseg_ext.web.limits import LOOPBACK, Limits
 
+# A photo must not stay on the disk of a computer that several people use.
+NOT_KEPT = {"cache-control": "no-store"}
 INSTALL = 'fewseg serve needs gradio: pip install "fewseg-ext[web]"'
 
 
@@ -98,19 +100,18 @@ def make_app(segmenter: Segmenter, about: str, *, cookie: str, token: str | None
             content, media_type = draw(session, session.photos[number], kind)
         except KeyError as error:
             raise fastapi.HTTPException(404) from error
-        # The address changes with the picture.
-        return fastapi.Response(content, media_type=media_type, headers={"cache-control": "private, max-age=3600"})
+        return fastapi.Response(content, media_type=media_type, headers=NOT_KEPT)
 
     @app.get("/archive/{key}")
     def masks(request: fastapi.Request, key: str) -> fastapi.Response:
-        headers = {"content-disposition": 'attachment; filename="fewseg-masks.zip"', "cache-control": "no-store"}
+        headers = {**NOT_KEPT, "content-disposition": 'attachment; filename="fewseg-masks.zip"'}
         return fastapi.Response(archive(own(request, key)), media_type="application/zip", headers=headers)
 
     app = gr.mount_gradio_app(
         app,
         Page(sessions, cookie, about, make_session().inner_steps).blocks,
         path="/",
-        max_file_size=limits.megabytes * 1_000_000,
+        max_file_size=limits.file_bytes,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css_paths=[FOLDER / "page.css"],
         footer_links=[],
@@ -120,7 +121,7 @@ def make_app(segmenter: Segmenter, about: str, *, cookie: str, token: str | None
         pwa=False,
         enable_monitoring=False,
     )
-    return Access(app, cookie, token, largest_upload=limits.photos * limits.megabytes * 1_000_000)
+    return Access(app, cookie, token, largest_upload=limits.photos * limits.file_bytes)
 
 
 @contextmanager
@@ -168,5 +169,7 @@ def _listening(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        raise OSError(f"cannot listen at {host}, port {port} ({error}): choose another with --host or --port") from error
+        raise OSError(
+            f"cannot listen at {host}, port {port} ({error}): choose another with --host or --port"
+        ) from error
     return listener

@@ -185,7 +185,7 @@ class User:
     def fetch(self, address: str) -> tuple[int, bytes]:
         """Status and content, asked by the page itself."""
         script = """const done = arguments[1];
-            fetch(arguments[0]).then(async (answer) => {
+            fetch(arguments[0], {cache: 'no-store'}).then(async (answer) => {
               const bytes = new Uint8Array(await answer.arrayBuffer());
               done([answer.status, btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""))]);
             });"""
@@ -326,9 +326,11 @@ def test_bad_files_get_a_message_and_good_ones_are_taken(user: User, photos, tmp
     assert "bomb.png: 12000 x 12000 pixels, and the limit is 2 megapixels" in user.status
     assert user.find("#status .problem").get_attribute("role") == "alert"
     assert user.find("#photo input").get_attribute("value") == "1.png"
-    (tmp_path / "heavy.jpg").write_bytes(bytes(20_000_001))
+    (tmp_path / "heavy.jpg").write_bytes(bytes(20 * 2**20 + 1))
     user.upload(tmp_path / "heavy.jpg")
-    print(wait_for(lambda: [toast.text for toast in user.all(".toast-body")]))
+    wait_for(
+        lambda: any('maximum allowed size of 20 Mb: "heavy.jpg"' in toast.text for toast in user.all(".toast-body"))
+    )
 
 
 def test_everything_works_by_keyboard(user: User, photos) -> None:

@@ -81,14 +81,19 @@ def test_nothing_is_loaded_from_elsewhere_and_no_analytics(visit) -> None:
 def test_uploads_are_limited_and_cannot_be_read_back(visit) -> None:
     visitor = visit()
     visitor.get("/")
-    assert visitor.post("/gradio_api/upload", files={"files": bytes(1_000_001)}).status_code == 413
-    too_many = [("files", (f"{n}.jpg", bytes(900_000))) for n in range(3)]
+    assert visitor.post("/gradio_api/upload", files={"files": bytes(2**20 + 1)}).status_code == 413
+    too_many = [("files", (f"{n}.jpg", bytes(2**20 - 1000))) for n in range(3)]
     assert visitor.post("/gradio_api/upload", files=too_many).status_code == 413
     assert visitor.post("/gradio_api/queue/join", content=bytes(9_000_000)).status_code == 413
     assert visitor.post("/gradio_api/queue/join", content=iter([b"{}"])).status_code == 411
     (path,) = visitor.post("/gradio_api/upload", files={"files": ("a.jpg", b"photo")}).json()
     assert Path(path).read_bytes() == b"photo"
-    for address in (f"/gradio_api/file={path}", f"/gradio_api/file/{path}", f"/gradio_api//file={path}", f"/file={path}"):
+    for address in (
+        f"/gradio_api/file={path}",
+        f"/gradio_api/file/{path}",
+        f"/gradio_api//file={path}",
+        f"/file={path}",
+    ):
         assert visitor.get(address).status_code in (403, 404)
 
 
@@ -134,7 +139,7 @@ def test_what_is_missing_or_taken_is_told_in_a_line(monkeypatch: pytest.MonkeyPa
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(OSError, match="cannot listen at 127.0.0.1, port .*choose another with --host or --port"):
+        with pytest.raises(OSError, match=r"cannot listen at 127.0.0.1, port .*choose another with --host or --port"):
             serve(make_segmenter(), "", port=taken.getsockname()[1])
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "fewseg_ext.web.page", raising=False)
