@@ -65,7 +65,8 @@ def serve(
         console.print(about, highlight=False, markup=False)
         console.print(f"Open {address}{f'?token={token}' if token else ''}", soft_wrap=True, markup=False)
         console.print("Ctrl+C stops it; photos and labels are forgotten then.")
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False)
+        # Gradio prints the errors of its events; uvicorn's log would end in a traceback for every page that is open.
+        config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1, server_header=False)
         # Ctrl+C is how it ends.
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])

@@ -37,9 +37,12 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a page with a small model, served by a thread."""
     import uvicorn
+
+    # Not inside the page's own folder, where tempfile would put it from here on.
+    tmp_path_factory.getbasetemp()
 
     checkpoint = os.environ.get("FEWSEG_SCREENSHOTS_CHECKPOINT")
     if checkpoint:
@@ -51,7 +54,7 @@ def address() -> Iterator[str]:
         about = "A small model with random weights."
     with temporary_folder():
         app = make_app(segmenter, about, cookie="fewseg", token=None, limits=Limits(photos=8, megapixels=2))
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run)
         thread.start()
         try:

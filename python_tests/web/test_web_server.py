@@ -31,10 +31,12 @@ def make_segmenter() -> fewseg_ext.Segmenter:
 
 
 @pytest.fixture(scope="module")
-def visit() -> Iterator:
+def visit(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     """Makes a visitor of the page: visit() of the one on this computer, visit("token") of the one with a token."""
     from starlette.testclient import TestClient
 
+    # Not inside the page's own folder, where tempfile would put it from here on.
+    tmp_path_factory.getbasetemp()
     with temporary_folder():
         apps = {
             token: make_app(make_segmenter(), "conv4", cookie="fewseg", token=token, limits=LIMITS)
