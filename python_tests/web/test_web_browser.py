@@ -47,7 +47,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     checkpoint = os.environ.get("FEWSEG_SCREENSHOTS_CHECKPOINT")
     if checkpoint:
         segmenter = fewseg_ext.Segmenter.from_checkpoint(checkpoint, size=128)
-        about = "BiOpt as trained by `fewseg demo`; photos are seen at 128 x 128 pixels, on cpu."
+        about = "BiOpt as trained by fewseg demo; photos are seen at 128 x 128 pixels, on cpu."
     else:
         torch.manual_seed(0)
         segmenter = fewseg_ext.Segmenter(fewseg_ext.BiOpt("conv4", inner_lr=1.0), size=64)
@@ -436,6 +436,7 @@ def test_the_example_on_a_laptop_and_a_phone(name: str, width: int, height: int,
             browser.save_screenshot(folder / screenshots[1])
         for screenshot in screenshots:
             with Image.open(folder / screenshot) as picture:
-                picture.convert("RGB").quantize(128).save(folder / screenshot, optimize=True)
+                small = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
+                small.save(folder / screenshot, optimize=True)
     finally:
         browser.quit()
