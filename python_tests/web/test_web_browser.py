@@ -329,11 +329,15 @@ def test_bad_files_get_a_message_and_good_ones_are_taken(user: User, photos, tmp
     assert "bomb.png: 12000 x 12000 pixels, and the limit is 2 megapixels" in user.status
     assert user.find("#status .problem").get_attribute("role") == "alert"
     assert user.find("#photo input").get_attribute("value") == "1.png"
+
+
+def test_a_heavy_file_gets_a_message(user: User, tmp_path: Path) -> None:
     (tmp_path / "heavy.jpg").write_bytes(bytes(20 * 2**20 + 1))
+    # Gradio takes its messages away when an event ends, and that of the page's opening may not have ended.
+    time.sleep(1)
     user.upload(tmp_path / "heavy.jpg")
-    wait_for(
-        lambda: any('maximum allowed size of 20 Mb: "heavy.jpg"' in toast.text for toast in user.all(".toast-body"))
-    )
+    wait_for(lambda: any('"heavy.jpg"' in toast.text for toast in user.all(".toast-body")))
+    assert "exceed the maximum allowed size of 20" in user.find(".toast-body").text
 
 
 def test_everything_works_by_keyboard(user: User, photos) -> None:
@@ -350,13 +354,8 @@ def test_everything_works_by_keyboard(user: User, photos) -> None:
             press(Keys.TAB)
         raise AssertionError(f"{selector} cannot be reached with the Tab key")
 
-    def reload_focus() -> None:
-        user.browser.execute_script("document.activeElement.blur()")
-
     user.upload(*photos[0])
     user.wait_for_status("3 photos")
-    assert user.find("#files button").is_enabled()
-    reload_focus()
     user.find("body").send_keys(Keys.TAB)
     tab_to("#files button")
     tab_to("#canvas input[value=paint]")
