@@ -17,10 +17,10 @@ const tool = () => find("input[name=tool]:checked").value;
 const brush = () => Math.max(1, (Number(find(".brush input").value) * Math.max(mask.width, mask.height)) / 1000);
 
 function load() {
-  const order = JSON.parse(props.value || "null");
-  // Gradio reports every event's output, changed or not.
-  if (JSON.stringify(order) === current) return;
-  current = JSON.stringify(order);
+  const order = JSON.parse(props.value || "null"), before = current;
+  current = order;
+  // Gradio reports every event's output, changed or not; a new class name for what is drawn changes only its colour.
+  if (order && before && order.photo === before.photo && order.mask === before.mask) return recolor(order.color);
   stage.hidden = !order;
   find(".empty").hidden = !!order;
   if (!order) return;
@@ -35,10 +35,18 @@ function load() {
   if (order.mask) {
     const marked = new Image();
     const loading = current;
-    marked.onload = () => loading === current && marks.drawImage(marked, 0, 0);
+    marked.onload = () => loading.mask === current?.mask && marks.drawImage(marked, 0, 0);
     marked.src = order.mask;
   }
   drawCursor();
+}
+
+function recolor(to) {
+  color = to;
+  marks.globalCompositeOperation = "source-in";
+  marks.fillStyle = color;
+  marks.fillRect(0, 0, mask.width, mask.height);
+  marks.globalCompositeOperation = "source-over";
 }
 
 stage.maskPng = () => (stage.hidden ? "" : mask.toDataURL("image/png"));

@@ -131,7 +131,7 @@ class Page:
         return _everything(self._session(request), None, "Add photos, or start from the generated example.")
 
     def _close(self, request: gr.Request) -> None:
-        self._sessions.drop(request.cookies.get(self._cookie, ""), request.session_hash or "")
+        self._sessions.drop_unless_used(request.cookies.get(self._cookie, ""), request.session_hash or "")
 
     def _add(
         self, paths: list[str] | None, number: int | None, steps: float | None, request: gr.Request
@@ -158,7 +158,7 @@ class Page:
         yield from _segment(session, number, steps)
 
     def _empty(self, request: gr.Request) -> list[Any]:
-        self._close(request)
+        self._sessions.drop(request.cookies[self._cookie], request.session_hash or "")
         return _everything(self._session(request), None, "All photos and labels are forgotten.")
 
     def _choose(self, number: int | None, name: str | None, request: gr.Request) -> list[Any]:

@@ -61,7 +61,8 @@ def serve(
             app = make_app(segmenter, about, cookie=f"fewseg-{port}", token=token, limits=limits)
         except ModuleNotFoundError as error:
             raise ImportError(f"{INSTALL} ({error})") from error
-        address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/"
+        name = socket.gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+        address = f"http://{name}:{port}/"
         console.print(about, highlight=False, markup=False)
         console.print(f"Open {address}{f'?token={token}' if token else ''}", soft_wrap=True, markup=False)
         console.print("Ctrl+C stops it; photos and labels are forgotten then.")

@@ -49,6 +49,7 @@ class Session:
         key: names the session in addresses; nobody else can guess it.
         photos: by number, in the order in which they came.
         class_names: of the classes 1, 2, ...; each is labelled in at least one photo.
+        used: counts the events, so that it can be told whether the user is still there.
         version: grows with every change of a mask, so that no browser shows an old picture.
 
     Args:
@@ -61,6 +62,7 @@ class Session:
         self.limits = limits
         self.photos: dict[int, SessionPhoto] = {}
         self.class_names: list[str] = []
+        self.used = 0
         self.version = 0
         self._segmenter = segmenter
         # The slider must find the features of every photo.
@@ -228,11 +230,17 @@ def decode_mask(data_url: str, shape: tuple[int, ...]) -> NDArray[np.bool_]:
 class Sessions:
     """The sessions of all visitors; nobody gets at another's.
 
+    Attributes:
+        grace_seconds: how long the photos of a tab outlive its connection. A phone that shows its camera, and a laptop
+            that sleeps, lose it too.
+
     Args:
         make: makes an empty one.
         limits: what each accepts.
         most: where there are more, the one that was used longest ago is dropped with its photos.
     """
+
+    grace_seconds = 600.0
 
     def __init__(self, make: Callable[[], Session], limits: Limits, most: int = 32) -> None:
         self.limits = limits
@@ -245,6 +253,7 @@ class Sessions:
         """The session of a tab, made where there is none."""
         with self._lock:
             session = self._sessions.get((visitor, tab)) or self._make()
+            session.used += 1
             self._sessions[visitor, tab] = session
             self._sessions.move_to_end((visitor, tab))
             while len(self._sessions) > self._most:
@@ -256,6 +265,22 @@ class Sessions:
         with self._lock:
             own = (session for (owner, _), session in self._sessions.items() if owner == visitor)
             return next((session for session in own if secrets.compare_digest(session.key, key)), None)
+
+    def drop_unless_used(self, visitor: str, tab: str) -> None:
+        """Forget a tab that lost its connection, if it is not used again in time."""
+        with self._lock:
+            session = self._sessions.get((visitor, tab))
+        if session is None:
+            return
+        used = session.used
+
+        def forget() -> None:
+            if session.used == used:
+                self.drop(visitor, tab)
+
+        timer = threading.Timer(self.grace_seconds, forget)
+        timer.daemon = True
+        timer.start()
 
     def drop(self, visitor: str, tab: str) -> None:
         """Forget a tab and its photos."""

@@ -23,11 +23,13 @@ from PIL import Image
 import fewseg_ext
 from fewseg_ext.web.limits import Limits
 from fewseg_ext.web.server import make_app, temporary_folder
+from fewseg_ext.web.session import Sessions
 from test_segmenter import iou, photo_and_mask
 from test_web_session import bomb
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-WAIT = 30
+# Machines that run tests are busy.
+WAIT = 120
 
 pytest.importorskip("gradio", reason='the page needs gradio: pip install "fewseg-ext[web]"')
 webdriver = pytest.importorskip("selenium.webdriver", reason="the browser's tests need selenium")
@@ -52,7 +54,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         torch.manual_seed(0)
         segmenter = fewseg_ext.Segmenter(fewseg_ext.BiOpt("conv4", inner_lr=1.0), size=64)
         about = "A small model with random weights."
-    with temporary_folder():
+    with temporary_folder(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sessions, "grace_seconds", 1.0)
         app = make_app(segmenter, about, cookie="fewseg", token=None, limits=Limits(photos=8, megapixels=2))
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run)
@@ -267,6 +270,9 @@ def test_brush_eraser_and_undo(user: User, photos) -> None:
     stroke = user.marked
     assert stroke[60, 100:200].all()
     assert not stroke[30].any()
+    # A name that comes after the drawing leaves it there.
+    user.name_class("late name")
+    np.testing.assert_array_equal(user.marked, stroke)
     user.tool("erase")
     user.drag((150, 40), (150, 80))
     assert not user.marked[60, 150]
@@ -402,7 +408,7 @@ def test_two_users_and_two_tabs_do_not_see_each_other(user: User, photos, addres
         user.browser.close()
         user.browser.switch_to.window(user.browser.window_handles[0])
     assert user.results == {"1.png": "labelled"}
-    # What a closed tab had is forgotten.
+    # What a closed tab had is forgotten after a while.
     user.open()
     wait_for(lambda: user.fetch(addresses[0])[0] == 404)
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -251,3 +252,15 @@ def test_nobody_finds_the_session_of_another() -> None:
     assert len(sessions) == 2
     sessions.drop("anna", "tab 1")
     assert sessions.find("anna", first.key) is None
+
+
+def test_a_tab_that_is_not_used_again_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sessions, "grace_seconds", 0.2)
+    sessions = Sessions(make, Limits())
+    for tab in ("left", "asleep"):
+        sessions.of("anna", tab)
+        sessions.drop_unless_used("anna", tab)
+    sessions.of("anna", "asleep")
+    assert len(sessions) == 2
+    time.sleep(0.5)
+    assert list(sessions._sessions) == [("anna", "asleep")]
