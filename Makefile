@@ -3,6 +3,7 @@
 #   make test       build, install, run the tests (minutes)
 #   make demo       train a small BiOpt on generated photos and draw what it does: runs/demo/
 #   make test-long  what is too slow for every change
+#   make browser    Chromium for the web page's tests, which are skipped without it (Debian, as root)
 #   make lint       formatting, lint and types, Python and C++
 #   make bench      benchmarks/kernel_speed.py
 #   make docs       the documentation site: site/index.html
@@ -26,7 +27,7 @@ SOURCES := $(shell find csrc cmake fewseg_ext -type f -not -name '*.pyc') CMakeL
 TIDY_FILES := $(shell find csrc/ops csrc/cpu -name '*.cpp')
 COMPILE_COMMANDS = $(patsubst %/,%,$(dir $(firstword $(wildcard build/*/compile_commands.json))))
 
-.PHONY: test test-long demo lint format bench docs dist gpu-check setup clean
+.PHONY: test test-long browser screenshots demo lint format bench docs dist gpu-check setup clean
 
 setup: $(VENV)/installed
 
@@ -44,10 +45,19 @@ $(VENV)/installed: $(VENV)/tools $(SOURCES)
 # `pytest` and not `python -m pytest`: the latter would test the source folder instead of the installed package.
 # Two processes, each with one thread of torch's: shorter than one process with two threads.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile --durations=8
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile --durations=8 -r s
 
 test-long: setup
 	$(BIN)/pytest -m slow --durations=10
+
+browser:
+	apt-get install --yes --no-install-recommends chromium chromium-driver
+
+# The pictures of docs/web.md, of the demo's model.
+screenshots: setup
+	test -f runs/demo/biopt.ckpt || $(MAKE) demo
+	FEWSEG_SCREENSHOTS=docs/images FEWSEG_SCREENSHOTS_CHECKPOINT=runs/demo/biopt.ckpt \
+	  $(BIN)/pytest python_tests/web/test_web_browser.py -k laptop
 
 demo: setup
 	$(BIN)/fewseg demo --out runs/demo

@@ -278,6 +278,42 @@ def segment(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: fewseg serve --checkpoint runs/demo/biopt.ckpt --size 128")
+def serve(
+    checkpoint: Annotated[Path | None, typer.Option(help="A trained model.")] = None,
+    backbone: Annotated[
+        str, typer.Option(help="Without a checkpoint: a pretrained network of torchvision or timm.")
+    ] = "mobilenet_v2",
+    weights: Annotated[
+        str, typer.Option(help='Its weights: a file, or a name of torchvision\'s ("pretrained" for timm).')
+    ] = "IMAGENET1K_V1",
+    size: Annotated[int, typer.Option(help="Side to which photos are squashed for the model.")] = 417,
+    host: Annotated[str, typer.Option(help="Where to listen; other than here a token is required.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 7860,
+    token: Annotated[
+        str | None, typer.Option(envvar="FEWSEG_TOKEN", help="What visitors must know; else one is made up.")
+    ] = None,
+    max_photos: Annotated[int, typer.Option(help="Of one visitor.", min=1)] = 24,
+    max_megabytes: Annotated[int, typer.Option(help="Of one file.", min=1)] = 20,
+    max_megapixels: Annotated[int, typer.Option(help="Of one photo.", min=1)] = 50,
+    device: Annotated[str, typer.Option(help='"cpu" or "cuda".')] = "cpu",
+) -> None:
+    """Open a web page on this computer to label photos, segment others and correct the masks."""
+    from fewseg_ext.segmenter import Segmenter
+    from fewseg_ext.web.limits import Limits
+    from fewseg_ext.web.server import serve as run_server
+
+    if checkpoint is not None:
+        segmenter = Segmenter.from_checkpoint(checkpoint, device, size)
+        trained = f"as trained in {checkpoint.name}"
+    else:
+        segmenter = Segmenter.from_pretrained_backbone(backbone, weights, device, size)
+        trained = f"on the features of {backbone} ({Path(weights).name}), not trained for segmentation"
+    about = f"{type(segmenter.model).__name__} {trained}; photos are seen at {size} x {size} pixels, on {device}."
+    limits = Limits(max_photos, max_megabytes, max_megapixels)
+    run_server(segmenter, about, host=host, port=port, token=token, limits=limits, console=Console())
+
+
 def main() -> None:
     """The entry point: exit status 0 for success, 1 for failure, 2 for bad usage."""
     try:

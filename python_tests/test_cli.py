@@ -36,6 +36,7 @@ def test_help_of_every_command_has_an_example() -> None:
         "train",
         "evaluate",
         "segment",
+        "serve",
     ):
         assert command.split()[0] in overview.stdout
         result = fewseg(*command.split(), "--help")

@@ -1,0 +1,1 @@
+"""What ``fewseg serve`` shows: a page to label, segment and correct photos."""

@@ -1,0 +1,149 @@
+"""The page over HTTP: who gets in, what is refused, what is left behind. The browser's tests are beside this file."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+import fewseg_ext
+from fewseg_ext.training.checkpoint import Checkpoint, save_checkpoint
+from fewseg_ext.web.limits import Limits
+from fewseg_ext.web.server import make_app, serve, temporary_folder
+from test_segmenter import photo_and_mask
+
+pytest.importorskip("gradio", reason='the page needs gradio: pip install "fewseg-ext[web]"')
+httpx = pytest.importorskip("httpx")
+
+LIMITS = Limits(photos=2, megabytes=1)
+
+
+def make_segmenter() -> fewseg_ext.Segmenter:
+    torch.manual_seed(0)
+    return fewseg_ext.Segmenter(fewseg_ext.BiOpt("conv4"), size=64)
+
+
+@pytest.fixture(scope="module")
+def visit(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """Makes a visitor of the page: visit() of the one on this computer, visit("token") of the one with a token."""
+    from starlette.testclient import TestClient
+
+    # Not inside the page's own folder, where tempfile would put it from here on.
+    tmp_path_factory.getbasetemp()
+    with temporary_folder():
+        apps = {
+            token: make_app(make_segmenter(), "conv4", cookie="fewseg", token=token, limits=LIMITS)
+            for token in (None, "secret")
+        }
+        yield lambda token=None, name="127.0.0.1:7860": TestClient(apps[token], f"http://{name}")
+
+
+def test_a_visitor_of_this_computer_needs_no_token_and_others_do_not_get_in(visit) -> None:
+    visitor = visit()
+    assert visitor.get("/config").status_code == 401
+    assert "Label one photo" in visitor.get("/").text
+    assert visitor.get("/config").status_code == 200
+    # A foreign site whose name was made to mean 127.0.0.1.
+    assert visit(name="evil.example:7860").get("/").status_code == 403
+
+
+def test_the_token_opens_the_page_and_nothing_else_does(visit) -> None:
+    visitor = visit("secret", "192.168.0.7:7860")
+    for address in ("/", "/?token=wrong", "/?token="):
+        answer = visitor.get(address)
+        assert answer.status_code == 401
+        assert 'name="token"' in answer.text
+    assert not visitor.cookies
+    assert visitor.post("/gradio_api/upload", files={"files": b"x"}).status_code == 401
+    assert visitor.get("/pictures/x/1/photo").status_code == 401
+    answer = visitor.get("/?token=secret")
+    assert answer.status_code == 200
+    assert "token" not in str(answer.url)
+    assert "HttpOnly" in answer.history[0].headers["set-cookie"]
+    assert visitor.get("/config").status_code == 200
+
+
+def test_nothing_is_loaded_from_elsewhere_and_no_analytics(visit) -> None:
+    visitor = visit()
+    answer = visitor.get("/")
+    assert re.findall(r"https?://(?!127\.0\.0\.1)", answer.headers["content-security-policy"]) == []
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert not re.search(r"<(script|link)[^>]*(src|href)=.?(https?:)?//(?!127\.0\.0\.1)", answer.text)
+    assert visitor.get("/config").json()["analytics_enabled"] is False
+    assert not re.search(r"@import|url\(.?https?:", visitor.get("/theme.css").text)
+
+
+def test_uploads_are_limited_and_cannot_be_read_back(visit) -> None:
+    visitor = visit()
+    visitor.get("/")
+    assert visitor.post("/gradio_api/upload", files={"files": bytes(2**20 + 1)}).status_code == 413
+    too_many = [("files", (f"{n}.jpg", bytes(2**20 - 1000))) for n in range(3)]
+    assert visitor.post("/gradio_api/upload", files=too_many).status_code == 413
+    assert visitor.post("/gradio_api/queue/join", content=bytes(9_000_000)).status_code == 413
+    assert visitor.post("/gradio_api/queue/join", content=iter([b"{}"])).status_code == 411
+    (path,) = visitor.post("/gradio_api/upload", files={"files": ("a.jpg", b"photo")}).json()
+    assert Path(path).read_bytes() == b"photo"
+    for address in (
+        f"/gradio_api/file={path}",
+        f"/gradio_api/file/{path}",
+        f"/gradio_api//file={path}",
+        f"/file={path}",
+    ):
+        assert visitor.get(address).status_code in (403, 404)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_nothing_is_left_when_it_is_stopped(stop: signal.Signals, tmp_path: Path) -> None:
+    model = make_segmenter().model
+    save_checkpoint(tmp_path / "biopt.ckpt", Checkpoint(model.config, model.state_dict()))
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "home").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    environment = {
+        **os.environ,
+        "TMPDIR": str(tmp_path / "tmp"),
+        "HOME": str(tmp_path / "home"),
+        "PYTHONPATH": str(Path(fewseg_ext.__file__).parents[1]),
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [sys.executable, "-m", "fewseg_ext.cli", "serve", "--checkpoint", "biopt.ckpt", "--size", "64"]
+    process = subprocess.Popen(
+        [*command, "--port", "0"], stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+    )
+    try:
+        assert process.stdout.readline().startswith("BiOpt as trained in biopt.ckpt; photos are seen at 64 x 64")
+        address = re.fullmatch(r"Open (http://127\.0\.0\.1:\d+/)\n", process.stdout.readline())[1]
+        Image.fromarray(photo_and_mask()[0]).save(tmp_path / "tmp" / "a.png")
+        with httpx.Client(base_url=address, timeout=60, follow_redirects=True) as visitor:
+            visitor.get("/")
+            files = {"files": ("a.png", (tmp_path / "tmp" / "a.png").read_bytes())}
+            (path,) = visitor.post("/gradio_api/upload", files=files).json()
+        (tmp_path / "tmp" / "a.png").unlink()
+        assert Path(path).is_relative_to(tmp_path / "tmp")
+        process.send_signal(stop)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_missing_or_taken_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(OSError, match=r"cannot listen at 127.0.0.1, port .*choose another with --host or --port"):
+            serve(make_segmenter(), "", port=taken.getsockname()[1])
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "fewseg_ext.web.page", raising=False)
+    with pytest.raises(ImportError, match=r'fewseg serve needs gradio: pip install "fewseg-ext\[web\]"'):
+        serve(make_segmenter(), "", port=0, console=Console(quiet=True))
