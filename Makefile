@@ -86,7 +86,7 @@ dist: $(VENV)/tools
 	mv build/dist/*.tar.gz dist
 	$(BIN)/python .ci/check_dist.py dist
 
-PYTHON_FILES := .ci examples fewseg_ext python_tests benchmarks
+PYTHON_FILES := .ci docs examples fewseg_ext python_tests benchmarks
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 lint: setup
