@@ -1,7 +1,7 @@
 # Every target does its own set-up: `make test` and `make demo` work in a fresh clone.
 #
 #   make test       build, install, run the tests (minutes)
-#   make demo       train a small BiOpt on generated photos and draw what it does: runs/demo/
+#   make demo       train three small models on generated photos and draw what they do: runs/demo/
 #   make test-long  what is too slow for every change
 #   make browser    Chromium for the web page's tests, which are skipped without it (Debian, as root)
 #   make lint       formatting, lint and types, Python and C++

@@ -74,7 +74,7 @@ def demo(
     ),
     seed: Annotated[int, typer.Option(help="Seed of the photos, the weights and the episodes.")] = 0,
 ) -> None:
-    """Generate photos, train a small BiOpt on them, segment classes it has never seen, draw the result."""
+    """Generate photos, train three small models on them, segment classes it has never seen, draw the result."""
     from fewseg_ext.demo import run_demo
 
     run_demo(out, seed=seed, console=Console())
