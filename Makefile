@@ -4,7 +4,7 @@
 #   make demo       train a small BiOpt on generated photos and draw what it does: runs/demo/
 #   make test-long  what is too slow for every change
 #   make browser    Chromium for the web page's tests, which are skipped without it (Debian, as root)
-#   make screenshots  the pictures of docs/web.md
+#   make screenshots   the pictures of docs/web.md
 #   make lint       formatting, lint and types, Python and C++
 #   make bench      benchmarks/kernel_speed.py
 #   make gpu-check  builds and checks the CUDA kernels where there is a GPU
