@@ -4,6 +4,7 @@
 #   make demo       train three small models on generated photos and draw what they do: runs/demo/
 #   make test-long  what is too slow for every change
 #   make browser    Chromium for the web page's tests, which are skipped without it (Debian, as root)
+#   make screenshots   the pictures of docs/web.md
 #   make lint       formatting, lint and types, Python and C++
 #   make bench      benchmarks/kernel_speed.py
 #   make docs       the documentation site: site/index.html

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 LOOPBACK = ("127.0.0.1", "localhost")
 # Photos are shrunk to this before anything else: more than a screen shows and than the model sees.
 LONGEST_SIDE = 1024
+EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def read_upload(path: Path, limits: Limits) -> Upload:
                 # A JPEG is decoded at a half, quarter or eighth where that is still larger than what is kept.
                 file.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))
                 image = ImageOps.exif_transpose(file)
-                turned = image.size != file.size or file.getexif().get(0x0112, 1) >= 5
+                turned = file.getexif().get(EXIF_ORIENTATION, 1) >= 5
                 image = image.convert("RGB")
     except UnidentifiedImageError as error:
         raise ValueError("not an image file") from error

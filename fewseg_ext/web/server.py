@@ -38,7 +38,7 @@ def serve(
         about: what the page runs on, shown at its top.
         host: where to listen. Other than at 127.0.0.1 and localhost a token is required.
         port: 0 takes any free one.
-        token: what a visitor must know; None makes one where one is required.
+        token: what a visitor must know; None or an empty text makes one where one is required.
         limits: of each session.
         console: gets the address.
 
@@ -50,8 +50,8 @@ def serve(
 
     mask_tools()
     limits = limits or Limits()
-    if token is None and host not in LOOPBACK:
-        token = secrets.token_urlsafe(16)
+    if not token:
+        token = None if host in LOOPBACK else secrets.token_urlsafe(16)
     console = console or Console(quiet=True)
     with _listening(host, port) as listener, temporary_folder():
         port = listener.getsockname()[1]

@@ -431,17 +431,13 @@ def test_the_example_on_a_laptop_and_a_phone(name: str, width: int, height: int,
         asked = {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
         assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
         assert [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
-        folder = Path(os.environ.get("FEWSEG_SCREENSHOTS", tmp_path))
-        time.sleep(0.5)  # the pictures
-        screenshots = [f"web_{name}.png"]
-        browser.save_screenshot(folder / screenshots[0])
         if name == "phone":
             browser.execute_script("document.querySelector('.results').scrollIntoView()")
-            screenshots.append("web_phone_result.png")
-            browser.save_screenshot(folder / screenshots[1])
-        for screenshot in screenshots:
-            with Image.open(folder / screenshot) as picture:
-                small = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
-                small.save(folder / screenshot, optimize=True)
+        time.sleep(0.5)  # the pictures
+        screenshot = Path(os.environ.get("FEWSEG_SCREENSHOTS", tmp_path)) / f"web_{name}.png"
+        browser.save_screenshot(screenshot)
+        with Image.open(screenshot) as picture:
+            small = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE)
+        small.save(screenshot, optimize=True)
     finally:
         browser.quit()

@@ -135,6 +135,21 @@ def test_nothing_is_left_when_it_is_stopped(stop: signal.Signals, tmp_path: Path
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_elsewhere_there_is_always_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    import uvicorn
+
+    tokens: list[str | None] = []
+    monkeypatch.setattr("fewseg_ext.web.server.make_app", lambda *_, token, **__: tokens.append(token))
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
+    for host in ("127.0.0.1", "0.0.0.0"):
+        for given in (None, "", "mine"):
+            serve(make_segmenter(), "", host=host, port=0, token=given)
+    assert tokens[:3] == [None, None, "mine"]
+    assert len(tokens[3]) >= 20
+    assert len({*tokens[3:5], "mine"}) == 3
+    assert tokens[5] == "mine"
+
+
 def test_what_is_missing_or_taken_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
