@@ -1,7 +1,7 @@
 """Compares two results of kernel_speed.py from the same machine and fails where a ratio got worse.
 
     python benchmarks/kernel_speed.py --quick --out /tmp/new.json
-    python benchmarks/check_regression.py benchmarks/results/kernel_speed_cpu_quick.json /tmp/new.json
+    python benchmarks/check_regression.py benchmarks/results/kernel_speed_cpu.json /tmp/new.json
 
 Only ratios are compared (a baseline's time over ours, both of one run), because times differ from run to run. Exit
 status: 0 nothing lost, 1 a ratio fell by more than the limit, 2 the results cannot be compared.
