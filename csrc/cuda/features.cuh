@@ -117,10 +117,12 @@ struct MapOfVectors {
 
   __device__ void write(const A* weight, int64_t x, A q) const {
     if (!out) return;
-    A value = own[x] * q;
+    // In combine_kernel's order: the bits must not depend on which gradients are asked for.
+    A value = 0;
 #pragma unroll
     for (int k = 0; k < kClasses; ++k)
       if (k < count) value += weight[k * f.pixels + x] * basis[k];
+    value += own[x] * q;
     narrow(value, out[x * f.pixel_stride]);
   }
 };

@@ -81,7 +81,7 @@ def test_targets_are_judged_by_their_rows() -> None:
 
 def test_memory_of_the_inner_loop_does_not_grow_with_the_steps() -> None:
     """The backward keeps T (K-1) (C + N) numbers beside the gradient, not T copies of the features."""
-    case = {"op": "inner_opt", "backward": True, "channels": 1024, "grid": 53}
+    case = {"op": "inner_opt", "backward": True, "channels": 2048, "grid": 53}
     command = [sys.executable, str(SCRIPT), "--memory", json.dumps(case)]
     extra = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
     assert extra < Case(**case).features_mib() / 4
