@@ -31,8 +31,8 @@ void run_cosines(const OnDevice& device, const FeatureMap& map, const Accumulato
   });
 }
 
-// sums[k][c] = sum_x weight[k][x] q(c, x). With `out`, for at most kManyClasses classes, also what run_combine gives for
-// the same coefficients, from the same read of the features.
+// sums[k][c] = sum_x weight[k][x] q(c, x). With `out`, for at most kManyClasses classes, also what run_combine gives
+// for the same coefficients, from the same read of the features.
 template <class S>
 void run_pool(const OnDevice& device, const FeatureMap& map, const Accumulator<S>* weight, int64_t classes,
               Accumulator<S>* sums, const Accumulator<S>* basis = nullptr, const Accumulator<S>* own = nullptr,
