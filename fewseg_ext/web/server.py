@@ -170,6 +170,8 @@ def _listening(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        # From here on a browser that comes before the server is ready waits, instead of being refused.
+        listener.listen(128)
     except OSError as error:
         raise OSError(
             f"cannot listen at {host}, port {port} ({error}): choose another with --host or --port"

@@ -39,7 +39,7 @@ REGISTERS = {
     "gaussian_sample_kernel": 64,
     "loss_rows_kernel": 72,
     "normalise_weights_kernel": 40,
-    "pool_kernel": 88,
+    "pool_kernel": 96,  # of eight classes, with the map that it writes
     "prepare_kernel": 40,
     "project_out_kernel": 40,
     "resident_ascend_kernel": 224,
