@@ -45,18 +45,18 @@ ALL_EAGER: dict[str, Callable[..., Any]] = {**EAGER, **gaussian_baselines.EAGER}
 ALL_NAIVE: dict[str, Callable[..., Any]] = {**NAIVE, **gaussian_baselines.NAIVE}
 
 
+def results(case: Case | GaussianCase, call: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    made = call(*args, **case.options)
+    return made if isinstance(made, tuple) else (made,)
+
+
 def runner(case: Case | GaussianCase, call: Callable[..., Any], args: tuple[Tensor, ...]) -> Callable[[], Any]:
     options = case.options
     if not case.backward:
         return lambda: call(*args, **options)
     leaves = [x for x in args if x.requires_grad]
-
-    def results() -> tuple[Tensor, ...]:
-        made = call(*args, **options)
-        return made if isinstance(made, tuple) else (made,)
-
-    gradients = [torch.ones_like(x) for x in results()]
-    return lambda: torch.autograd.grad(results(), leaves, gradients)
+    gradients = [torch.ones_like(x) for x in results(case, call, args)]
+    return lambda: torch.autograd.grad(results(case, call, args), leaves, gradients)
 
 
 def implementations(case: Case | GaussianCase, compiled: bool) -> dict[str, Callable[..., Any]]:
@@ -134,9 +134,7 @@ def print_memory(case: Case | GaussianCase) -> None:
         leaves = [x for x in args if x.requires_grad]
 
         def backward() -> tuple[Tensor, ...]:
-            made = call(*args, **case.options)
-            results = made if isinstance(made, tuple) else (made,)
-            return torch.autograd.grad([x.sum() for x in results], leaves)
+            return torch.autograd.grad([x.sum() for x in results(case, call, args)], leaves)
 
         extra = measure_extra(backward) - case.gradient_mib()
     print(extra)
