@@ -4,8 +4,8 @@ The pictures of a class drift in appearance, the case that BiOpt is meant for (s
 trains for a fixed number of iterations, the first part of them on the support prototypes alone, as the baseline does
 all the time; the baseline, with the same backbone from the same initial weights, the same episodes and the same
 optimiser, trains for as many seconds as BiOpt took, so it does more iterations. VPI, as in its paper, starts from a
-backbone that was trained before, here the baseline's, and trains everything behind it for half a minute. All models are
-scored on the same episodes of the unseen classes, which play no part in the training.
+backbone that was trained before, here the baseline's, and trains everything behind it for less than a minute. All
+models are scored on the same episodes of the unseen classes, which play no part in the training.
 """
 
 import json
