@@ -13,6 +13,8 @@ from fewseg_ext.data.episodes import EpisodeDataset, ImageSource
 from fewseg_ext.data.folder import open_folder
 from fewseg_ext.data.fss1000 import FSS1000
 from fewseg_ext.data.pascal import Pascal5i
+from fewseg_ext.data.photos import PhotoSource
+from fewseg_ext.data.sources import ClassSubset as SomeClasses
 from fewseg_ext.data.synthetic import SyntheticConfig, generate_synthetic
 from fewseg_ext.data.transforms import SOURCE_IGNORE, PairTransform, biopt_transforms, vpi_transforms
 from fewseg_ext.progress import progress_bar
@@ -40,6 +42,7 @@ class DataConfig:
         size: Side of the square that the model sees, in pixels.
         augmentation: "biopt" scales and crops supports, "vpi" rotates, flips and crops all, "resize" does neither.
         flip: Mirrors at random, with "biopt" or "resize"; "vpi" always does.
+        without: Names of classes that are not trained on, for scoring them later; their pixels are background.
         validation_classes: How many of the training classes are held out to select the best checkpoint by; 0 trains on
             all of them and selects none. The fold's test classes are never looked at.
     """
@@ -57,6 +60,7 @@ class DataConfig:
     size: int = 417
     augmentation: Literal["biopt", "vpi", "resize"] = "biopt"
     flip: bool = False
+    without: tuple[str, ...] = ()
     validation_classes: int = 0
 
     def __post_init__(self) -> None:
@@ -102,12 +106,23 @@ class ClassSubset:
         return image, self._table[labels.long() + 1]
 
 
-def open_base_classes(config: DataConfig, console: Console | None = None) -> ImageSource:
-    """The photos of all base classes: of the training split, never of the test classes.
+def open_base_classes(config: DataConfig, console: Console | None = None) -> PhotoSource:
+    """The photos of all base classes: of the training split, never of the test classes or those of ``without``.
 
     Raises:
         ValueError, FileNotFoundError, ImportError: see the data sets.
     """
+    source = _open(config, console)
+    if not config.without:
+        return source
+    unknown = sorted(set(config.without) - set(source.class_names))
+    if unknown:
+        known = ", ".join(source.class_names)
+        raise ValueError(f"data.without: {', '.join(unknown)} not in the data, which has {known}")
+    return SomeClasses(source, [name for name in source.class_names if name not in config.without])
+
+
+def _open(config: DataConfig, console: Console | None) -> PhotoSource:
     root = config.root or "runs/generated"
     if config.name == "pascal5i":
         return Pascal5i(root, config.fold, "train", family=config.family, held_out=config.held_out)
