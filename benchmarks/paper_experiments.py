@@ -34,10 +34,10 @@ RESULTS = ROOT / "benchmarks" / "results" / "paper_experiments"
 def run(lab: Lab, searched: bool = False) -> dict[str, Any]:
     """All experiments, as the JSON that everything is drawn from."""
     result: dict[str, Any] = {"environment": environment(), "command": "python benchmarks/paper_experiments.py"}
-    if searched:
-        result["search"] = search(lab)
-    result["biopt"] = biopt.run(lab)
     bench = vpi.Bench(lab)
+    if searched:
+        result["search"] = search(lab, bench)
+    result["biopt"] = biopt.run(lab)
     result["vpi"] = vpi.run(bench)
     result["uncertainty"] = uncertainty.run(lab, bench)
     result["protocol"] = protocol_line(lab)
@@ -67,6 +67,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "paper_experiments", help="what was made is kept")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON and the charts")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of every model (default 3)")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings of BiOpt at a time (default 2)")
     parser.add_argument("--search", action="store_true", help="also the trainings that the settings were chosen by")
     parser.add_argument("--draw", action="store_true", help="draw the charts from the JSON, and nothing else")
     return parser.parse_args(arguments)
@@ -77,7 +78,8 @@ def main() -> int:
     path = options.results / "results.json"
     if not options.draw:
         try:
-            lab = real_lab(options.data, options.work, Effort(seeds=tuple(range(options.seeds))), console)
+            effort = Effort(seeds=tuple(range(options.seeds)))
+            lab = real_lab(options.data, options.work, effort, console, options.jobs)
         except FileNotFoundError as error:
             console.print(f"no data: {error} is not there; pass --data FOLDER", markup=False, highlight=False)
             return 1

@@ -22,7 +22,9 @@ SHOTS = (1, 5)
 
 def run(lab: Lab) -> dict[str, Any]:
     seeds = lab.effort.seeds
-    trainings = {v: [lab.train(f"{v}-{s}", lab.recipe(f"ablation-{v}", s)) for s in seeds] for v in VARIANTS}
+    # Seed by seed, so that a run that was stopped has whole rows first.
+    made = lab.train_all({f"{v}-{s}": lab.recipe(f"ablation-{v}", s) for s in seeds for v in VARIANTS})
+    trainings = {v: [made[f"{v}-{s}"] for s in seeds] for v in VARIANTS}
     return {
         "trained": {v: _table_row([_scores(lab, v, seed) for seed in seeds]) for v in VARIANTS},
         "untrained": {v: _table_row([_scores(lab, v, seed, untrained=True) for seed in seeds]) for v in UNTRAINED},

@@ -3,8 +3,10 @@
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from fewseg_ext.files import write_text
 from fewseg_ext.models.episode_model import EpisodeModel
 from fewseg_ext.models.registry import MODELS, build_model
 from fewseg_ext.training.checkpoint import load_checkpoint
-from fewseg_ext.training.data import hold_out
+from fewseg_ext.training.data import hold_out, validation_episodes
 from fewseg_ext.training.recipe import Recipe, parse_arguments, recipe_names
 from fewseg_ext.training.run import BEST, LAST, run_training
+from fewseg_ext.training.validation import validate
 
 CLASSES = ("cat", "cow", "dog", "horse", "sheep")
 # Animals of the training folder: the test classes and their nearest relatives.
@@ -55,6 +58,7 @@ class Lab:
         work: gets trainings and scores; what is there is not made again.
         effort: how much.
         console: shows what is done.
+        jobs: trainings at a time, each with its part of the threads: a network of this size does not fill two cores.
     """
 
     train_root: Path
@@ -65,6 +69,8 @@ class Lab:
     work: Path
     effort: Effort = Effort()
     console: Console | None = None
+    jobs: int = 1
+    _recipes: dict[tuple[str, ...], Recipe] = field(default_factory=dict)
 
     def say(self, text: str) -> None:
         if self.console is not None:
@@ -107,8 +113,10 @@ class Lab:
         return [*arguments, *self.effort.changes, *changes]
 
     def recipe(self, name: str, seed: int = 0, *changes: str) -> Recipe:
-        recipe, _, _ = parse_arguments(self.arguments(name, seed, *changes))
-        return recipe
+        arguments = tuple(self.arguments(name, seed, *changes))
+        if arguments not in self._recipes:  # a parser of all fields takes a tenth of a second
+            self._recipes[arguments] = parse_arguments(arguments)[0]
+        return self._recipes[arguments]
 
     def train(self, name: str, recipe: Recipe) -> dict[str, Any]:
         """What `fewseg train` does with the recipe; its losses and validation scores."""
@@ -118,6 +126,19 @@ class Lab:
             return {"losses": trainer.history, "validation": trainer.scores, "seconds": trainer.seconds}
 
         return self.cached(f"train-{name}", settings_of(recipe), run)
+
+    def train_all(self, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
+        """`train` for each name, ``jobs`` at a time."""
+        if self.jobs == 1:
+            return {name: self.train(name, recipe) for name, recipe in recipes.items()}
+        threads = max(1, torch.get_num_threads() // self.jobs)
+        quiet = replace(self, console=None)
+        with ProcessPoolExecutor(self.jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+            results = {name: pool.submit(quiet.train, name, recipe) for name, recipe in recipes.items()}
+            for name, result in results.items():
+                result.result()
+                self.say(f"trained: {name}")
+        return {name: result.result() for name, result in results.items()}
 
     def folder(self, name: str) -> Path:
         return self.work / "runs" / name
@@ -132,6 +153,12 @@ class Lab:
     def untrained(self, recipe: Recipe) -> EpisodeModel[Any, Any, Any]:
         torch.manual_seed(0)
         return MODELS[recipe.method](**recipe.model).eval()
+
+    def validate(self, model: EpisodeModel[Any, Any, Any]) -> float:
+        """mIoU on the held-out base classes, as a training computes it."""
+        recipe, (_, validation) = self.recipe("ablation-inopt"), self.training_photos()
+        episodes = validation_episodes(validation, recipe.data, recipe.run.validation_episodes)
+        return validate(model, episodes, torch.device("cpu"))["miou"]
 
     def training_photos(self) -> tuple[ImageSource, ImageSource]:
         """Those of the classes to train on, and of the held-out base classes."""
@@ -184,7 +211,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def real_lab(data: Path, work: Path, effort: Effort, console: Console | None) -> Lab:
+def real_lab(data: Path, work: Path, effort: Effort, console: Console | None, jobs: int = 1) -> Lab:
     """On the folder of real photos.
 
     Raises:
@@ -198,4 +225,4 @@ def real_lab(data: Path, work: Path, effort: Effort, console: Console | None) ->
     if not (prepared / "index.json").is_file():
         prepare_pascal5i(data, prepared, console=console)
     test = Pascal5i(data, family="P3", classes=CLASSES, prepared=prepared)
-    return Lab(train_root, WITHOUT, test, "mobilenet_v2", str(weights), work, effort, console)
+    return Lab(train_root, WITHOUT, test, "mobilenet_v2", str(weights), work, effort, console, jobs)

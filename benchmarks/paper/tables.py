@@ -29,7 +29,7 @@ def settings_search(result: dict[str, Any]) -> list[str]:
         [row["what"], f"{row['best']:.1f} ({row['best_iteration']})", f"{row['last']:.1f}", row["chosen"]]
         for row in result["search"]
     ]
-    return table(["settings", "best validation mIoU (iteration)", "last", "chosen for"], rows)
+    return table(["settings", "best validation mIoU (iteration)", "last", ""], rows)
 
 
 def biopt(result: dict[str, Any]) -> list[str]:
@@ -140,6 +140,7 @@ def facts(result: dict[str, Any]) -> list[str]:
 
 
 TABLES = {
+    "accuracy": accuracy,
     "facts": facts,
     "settings": settings_search,
     "biopt": biopt,

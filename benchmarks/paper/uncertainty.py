@@ -56,10 +56,14 @@ def entropy(p: Tensor) -> Tensor:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The one of a fine grid that makes the labels likeliest."""
-    grid = torch.logspace(-1, 1, 201).tolist()
-    losses = [float(F.nll_loss(probabilities(logits, t).clamp(min=1e-12).log(), labels)) for t in grid]
-    return grid[min(range(len(grid)), key=losses.__getitem__)]
+    """The one that makes the labels likeliest, to one per cent, by ever finer grids."""
+    low, high = -1.0, 1.0  # of the decimal logarithm
+    for _ in range(3):
+        grid = torch.linspace(low, high, 13).tolist()
+        losses = [float(F.nll_loss(probabilities(logits, 10**t).clamp(min=1e-12).log(), labels)) for t in grid]
+        best = min(range(len(grid)), key=losses.__getitem__)
+        low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+    return float(10 ** grid[best])
 
 
 def reliability(p: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -95,12 +95,12 @@ def test_numbered_episodes_are_those_of_the_source_some_mirrored(lab: Lab) -> No
 
 def test_temperature_undoes_a_factor_and_calibration_error_is_zero_for_honest_probabilities() -> None:
     torch.manual_seed(0)
-    logits = 2 * torch.randn(200_000, 1, 2)
+    logits = 2 * torch.randn(50_000, 1, 2)
     labels = torch.bernoulli(logits.softmax(2)[:, 0, 1]).long()
-    assert uncertainty.fit_temperature(3 * logits, labels) == pytest.approx(3, rel=0.03)
-    assert uncertainty.reliability(uncertainty.probabilities(logits), labels)["ece"] < 0.005
+    assert uncertainty.fit_temperature(3 * logits, labels) == pytest.approx(3, rel=0.05)
+    assert uncertainty.reliability(uncertainty.probabilities(logits), labels)["ece"] < 0.01
     measures = uncertainty.measures(3 * logits, labels, 3.0)
-    assert measures["before"]["ece"] > 0.05 > 0.005 > measures["after"]["ece"]
+    assert measures["before"]["ece"] > 0.05 > 0.01 > measures["after"]["ece"]
     # Where the model is wrong half the time it says so.
     assert measures["auroc_entropy"] > 0.7
     assert "auroc_mutual_information" not in measures

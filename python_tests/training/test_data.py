@@ -50,5 +50,7 @@ def test_classes_that_are_not_trained_on_are_gone_with_their_photos(tmp_path):
     # Photos that were left out may be scored: a checkpoint must not count them as seen.
     assert set(photo_hashes(source)) < set(photo_hashes(whole))
     assert len(photo_hashes(source)) == 6
-    with pytest.raises(ValueError, match=r"data.without: dog not in the data, which has class0, class1, class2, class3"):
+    with pytest.raises(
+        ValueError, match=r"data.without: dog not in the data, which has class0, class1, class2, class3"
+    ):
         open_base_classes(DataConfig(name="folder", root=root, without=("dog",)))
