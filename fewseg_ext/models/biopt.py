@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewseg_ext import ops
-from fewseg_ext.models.episode_model import EpisodeModel, check_query_masks, check_tasks
+from fewseg_ext.models.episode_model import EpisodeModel, SupportTensors, check_query_masks, check_tasks
 from fewseg_ext.models.prototypes import (
     label_masks,
     query_prototypes,
@@ -22,15 +22,11 @@ from fewseg_ext.models.prototypes import (
 
 
 @dataclass
-class SupportState:
+class SupportState(SupportTensors):
     """What a model keeps of a support set: encode it once, segment any number of queries."""
 
     prototypes: Tensor
     """P_s [B,K,C]."""
-
-    def repeat(self, queries: int) -> "SupportState":
-        """The state of ``queries`` queries per task, task by task: [B * queries, K, C]."""
-        return SupportState(self.prototypes.repeat_interleave(queries, dim=0))
 
 
 @dataclass

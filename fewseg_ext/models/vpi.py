@@ -14,7 +14,7 @@ from torch.distributions import Normal, kl_divergence
 
 from fewseg_ext import ops
 from fewseg_ext.models.biopt import SegmentationOutput
-from fewseg_ext.models.episode_model import EpisodeModel, check_query_masks, check_tasks
+from fewseg_ext.models.episode_model import EpisodeModel, SupportTensors, check_query_masks, check_tasks
 from fewseg_ext.models.prototypes import IGNORE_INDEX, pool, upsample
 
 # Standard deviations between 0.007 and 7: positive and finite, and wider than any that training should end at.
@@ -23,17 +23,13 @@ INITIAL_LOG_VARIANCE = -4.0  # a deviation of 0.14
 
 
 @dataclass
-class GaussianState:
+class GaussianState(SupportTensors):
     """What VPI keeps of a support set: one Gaussian per way and shot."""
 
     mean: Tensor
     """[B,N,S,D]."""
     variance: Tensor
     """[B,N,S,D], positive."""
-
-    def repeat(self, queries: int) -> "GaussianState":
-        """The state of ``queries`` queries per task, task by task: [B * queries, ...]."""
-        return GaussianState(*(x.repeat_interleave(queries, dim=0) for x in (self.mean, self.variance)))
 
 
 @dataclass
