@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewseg_ext import ops
+from fewseg_ext.data.photos import MASK_IGNORE
 from fewseg_ext.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from fewseg_ext.models.biopt import BiOpt, PrototypeModel, QueryState, SupportState
 from fewseg_ext.models.registry import build_model
 from fewseg_ext.models.vpi import VPI, GaussianState, PyramidState
-from fewseg_ext.segment.inputs import IGNORE, Labelled, Mask, Photo, open_photo, photo_key, photo_name, read_support
+from fewseg_ext.segment.inputs import Labelled, Mask, Photo, open_photo, photo_key, photo_name, read_support
 from fewseg_ext.segment.result import SegmentationResult
 from fewseg_ext.training.checkpoint import load_checkpoint
 
@@ -273,7 +274,7 @@ class Segmenter:
     def _squash_mask(self, mask: Tensor, index: int) -> Tensor:
         """uint8 [h,w] -> [size,size], every class still there."""
         small = F.interpolate(mask[None, None], (self.size, self.size), mode="nearest-exact")[0, 0]
-        lost = set(mask.unique().tolist()) - set(small.unique().tolist()) - {0, IGNORE}
+        lost = set(mask.unique().tolist()) - set(small.unique().tolist()) - {0, MASK_IGNORE}
         if lost:
             pixels = int((mask == min(lost)).sum())
             raise ValueError(
@@ -290,7 +291,7 @@ class Segmenter:
             # free are filled with a photo of which everything is ignored.
             free = -len(features) % ways
             features = features + [features[0]] * free
-            masks = masks + [torch.full_like(masks[0], IGNORE)] * free
+            masks = masks + [torch.full_like(masks[0], MASK_IGNORE)] * free
             shape = (1, ways, len(features) // ways)
             return self.model.pool_support(
                 torch.stack(features).unflatten(0, shape), torch.stack(masks).unflatten(0, shape)
