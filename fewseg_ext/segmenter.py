@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewseg_ext import ops
 from fewseg_ext.data.photos import MASK_IGNORE
-from fewseg_ext.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from fewseg_ext.data.transforms import normalize, squash_labels
 from fewseg_ext.models.biopt import BiOpt, PrototypeModel, QueryState, SupportState
 from fewseg_ext.models.registry import build_model
 from fewseg_ext.models.vpi import VPI, GaussianState, PyramidState
@@ -273,7 +273,7 @@ class Segmenter:
 
     def _squash_mask(self, mask: Tensor, index: int) -> Tensor:
         """uint8 [h,w] -> [size,size], every class still there."""
-        small = F.interpolate(mask[None, None], (self.size, self.size), mode="nearest-exact")[0, 0]
+        small = squash_labels(mask, self.size)
         lost = set(mask.unique().tolist()) - set(small.unique().tolist()) - {0, MASK_IGNORE}
         if lost:
             pixels = int((mask == min(lost)).sum())
@@ -367,13 +367,6 @@ class Segmenter:
         from fewseg_ext.segment.export import export_segmenter
 
         export_segmenter(self, path, steps, compiled)
-
-
-def normalize(images: Tensor) -> Tensor:
-    """RGB in [0, 1], [B,3,h,w], with the ImageNet statistics."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
-    return (images - mean) / std
 
 
 def sample_logits(
