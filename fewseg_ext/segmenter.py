@@ -146,6 +146,15 @@ class Segmenter:
             FileNotFoundError, ValueError, TypeError: a file that is missing or no image; a mask of another size than
                 its photo, without foreground, or of which nothing is left at ``size``; names that do not fit. Nothing
                 changes then.
+
+        Example:
+            >>> import numpy as np, fewseg_ext
+            >>> segmenter = fewseg_ext.Segmenter(fewseg_ext.BiOpt("conv4"), size=64)
+            >>> cat, dog = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), np.uint8)
+            >>> mask = np.zeros((48, 64), bool)
+            >>> mask[10:30, 20:50] = True
+            >>> segmenter.fit([cat, dog], [mask, mask], labels=["cat", "dog"]).class_names
+            ['cat', 'dog']
         """
         images, masks = _as_list(images), _as_list(masks)
         support = read_support(images, masks, labels, class_names)
@@ -185,6 +194,16 @@ class Segmenter:
             RuntimeError: before ``fit``.
             ValueError: steps that are negative, or asked of a model without an inner loop.
             FileNotFoundError, ValueError, TypeError: a photo that cannot be read.
+
+        Example:
+            >>> import numpy as np, fewseg_ext
+            >>> segmenter = fewseg_ext.Segmenter(fewseg_ext.BiOpt("conv4"), size=64)
+            >>> photo = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+            >>> mask = np.zeros((48, 64), bool)
+            >>> mask[10:30, 20:50] = True
+            >>> results = [segmenter.fit(photo, mask).predict(photo, steps=steps) for steps in (0, 10)]
+            >>> results[0].probabilities.shape, results[0].uncertainty.shape, results[0].overlay().size
+            ((2, 48, 64), (48, 64), (64, 48))
         """
         self._check_steps(steps)
         key = photo_key(photo)
@@ -217,6 +236,14 @@ class Segmenter:
 
         Raises:
             RuntimeError, ValueError, FileNotFoundError, TypeError: see ``predict``; the first two at once.
+
+        Example:
+            >>> import numpy as np, fewseg_ext
+            >>> segmenter = fewseg_ext.Segmenter(fewseg_ext.BiOpt("conv4"), size=64)
+            >>> labelled, *others = np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), np.uint8)
+            >>> segmenter = segmenter.fit(labelled, labelled[..., 0] > 100)
+            >>> [result.mask.shape for result in segmenter.predict_many(others)]
+            [(48, 64), (48, 64), (48, 64)]
         """
         self._check_steps(steps)
         if batch_size < 1:
@@ -339,6 +366,14 @@ class Segmenter:
             RuntimeError: before ``fit``.
             ValueError: a model whose backbone was a module without a name, which could not be built again.
             FileExistsError: the folder holds something else.
+
+        Example:
+            >>> import numpy as np, fewseg_ext
+            >>> segmenter = fewseg_ext.Segmenter(fewseg_ext.BiOpt("conv4"), size=64)
+            >>> photo = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+            >>> segmenter.fit(photo, photo[..., 0] > 100, labels="cat").save("cats")
+            >>> fewseg_ext.Segmenter.load("cats").class_names
+            ['cat']
         """
         from fewseg_ext.segment.files import save_segmenter
 

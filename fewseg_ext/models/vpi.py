@@ -167,6 +167,15 @@ class VPI(EpisodeModel[GaussianState, PyramidState, UncertainOutput]):
         variance_weighting: how their variances are, "precision" or "uniform".
         deterministic: the paper's counterpart without a distribution: z is the mean, no KL.
         resize: "features" pools as if the features were upsampled to the mask, "masks" downsamples the mask.
+
+    Example:
+        >>> import torch, fewseg_ext
+        >>> model = fewseg_ext.VPI("conv4", latent_dim=32, width=48).eval()
+        >>> support_images, support_masks = torch.randn(1, 1, 5, 3, 64, 64), torch.rand(1, 1, 5, 64, 64) < 0.3
+        >>> with torch.no_grad():
+        ...     output = model(support_images, support_masks, torch.randn(1, 3, 64, 64))
+        >>> output.probabilities.shape, output.mutual_information.shape
+        (torch.Size([1, 2, 64, 64]), torch.Size([1, 64, 64]))
     """
 
     def __init__(
