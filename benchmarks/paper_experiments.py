@@ -54,7 +54,7 @@ def protocol_line(lab: Lab) -> str:
     return (
         f"{lab.backbone}, trained on {len(train.class_names)} classes, the checkpoint chosen on "
         f"{len(validation.class_names)} others ({', '.join(validation.class_names)}); scored on "
-        f"{', '.join(lab.test.class_names)} of {getattr(lab.test, 'title', 'the test photos')}; mean and standard "
+        f"{', '.join(lab.test.class_names)} of {lab.test.title}; mean and standard "
         f"deviation over {len(seeds)} trainings, each with a seed of its own for its {lab.effort.episodes} episodes; "
         f"{str(lab.protocol(seeds[0], 1)).partition('; ')[2].replace('1-way 1-shot', '1-way')}"
     )

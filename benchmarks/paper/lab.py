@@ -13,18 +13,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fewseg_ext.data.episodes import ImageSource
-from fewseg_ext.data.folder import open_folder
 from fewseg_ext.data.pascal import Pascal5i
+from fewseg_ext.data.photos import PhotoSource
 from fewseg_ext.data.prepare.pascal5i import prepare_pascal5i
-from fewseg_ext.data.sources import ClassSubset
 from fewseg_ext.evaluation.evaluator import Evaluator
 from fewseg_ext.evaluation.protocol import EvaluationProtocol
 from fewseg_ext.files import write_text
 from fewseg_ext.models.episode_model import EpisodeModel
 from fewseg_ext.models.registry import MODELS, build_model
 from fewseg_ext.training.checkpoint import load_checkpoint
-from fewseg_ext.training.data import hold_out, validation_episodes
+from fewseg_ext.training.data import hold_out, open_base_classes, validation_episodes
 from fewseg_ext.training.recipe import Recipe, parse_arguments, recipe_names
 from fewseg_ext.training.run import BEST, LAST, run_training
 from fewseg_ext.training.validation import validate
@@ -63,7 +61,7 @@ class Lab:
 
     train_root: Path
     without: tuple[str, ...]
-    test: ImageSource
+    test: PhotoSource
     backbone: str
     weights: str | None
     work: Path
@@ -160,11 +158,10 @@ class Lab:
         episodes = validation_episodes(validation, recipe.data, recipe.run.validation_episodes)
         return validate(model, episodes, torch.device("cpu"))["miou"]
 
-    def training_photos(self) -> tuple[ImageSource, ImageSource]:
+    def training_photos(self) -> tuple[PhotoSource, PhotoSource]:
         """Those of the classes to train on, and of the held-out base classes."""
-        source = open_folder(self.train_root)
-        names = [name for name in source.class_names if name not in self.without]
-        train, validation = hold_out(ClassSubset(source, names), VALIDATION_CLASSES)
+        source = open_base_classes(self.recipe("ablation-baseline").data)
+        train, validation = hold_out(source, VALIDATION_CLASSES)
         assert validation is not None
         return train, validation
 
