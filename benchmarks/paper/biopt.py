@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fewseg_ext.evaluation.evaluator import Evaluator
 from fewseg_ext.evaluation.protocol import MULTI_SCALE
 from fewseg_ext.models.biopt import BiOpt
 from paper.lab import Lab, score, settings_of, spread
@@ -27,7 +28,7 @@ def run(lab: Lab) -> dict[str, Any]:
     trainings = {v: [made[f"{v}-{s}"] for s in seeds] for v in VARIANTS}
     return {
         "trained": {v: _table_row([_scores(lab, v, seed) for seed in seeds]) for v in VARIANTS},
-        "untrained": {v: _table_row([_scores(lab, v, seed, untrained=True) for seed in seeds]) for v in UNTRAINED},
+        "untrained": {v: _table_row(rows) for v, rows in _untrained(lab).items()},
         "steps": {v: _steps(lab, v) for v in ("dagger", "inopt")},
         "multi_scale": _multi_scale(lab),
         "losses": {v: [training["losses"] for training in trainings[v]] for v in ("baseline", "dagger", "inopt")},
@@ -36,21 +37,38 @@ def run(lab: Lab) -> dict[str, Any]:
     }
 
 
-def _scores(lab: Lab, variant: str, seed: int, untrained: bool = False) -> dict[str, Any]:
+def _scores(lab: Lab, variant: str, seed: int) -> dict[str, Any]:
     """By number of shots."""
-    recipe = lab.recipe(f"ablation-{variant}", seed)
 
     def make() -> dict[str, Any]:
-        model = lab.untrained(recipe) if untrained else lab.trained(f"{variant}-{seed}")
-        evaluator = lab.evaluator(model, lab.protocol(seed, SHOTS[0]))
-        result = {}
-        for shots in SHOTS:
-            evaluator.protocol = lab.protocol(seed, shots)
-            result[str(shots)] = score(evaluator, seed)
-        return result
+        return _by_shots(lab, lab.evaluator(lab.trained(f"{variant}-{seed}"), lab.protocol(seed, SHOTS[0])), seed)
 
-    name = f"{'untrained' if untrained else 'scores'}-{variant}-{seed}"
-    return lab.cached(name, [settings_of(recipe), str(lab.protocol(seed, 1))], make)
+    settings = [settings_of(lab.recipe(f"ablation-{variant}", seed)), str(lab.protocol(seed, 1))]
+    return lab.cached(f"scores-{variant}-{seed}", settings, make)
+
+
+def _untrained(lab: Lab) -> dict[str, list[dict[str, Any]]]:
+    """By variant and seed. All have the same backbone, so one evaluator, which encodes every photo once, serves them."""
+
+    def make() -> dict[str, list[dict[str, Any]]]:
+        models = {variant: lab.untrained(lab.recipe(f"ablation-{variant}")) for variant in UNTRAINED}
+        evaluator = lab.evaluator(models["inopt"], lab.protocol(0, 1))
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for variant, model in models.items():
+            evaluator.model = model
+            rows[variant] = [_by_shots(lab, evaluator, seed) for seed in lab.effort.seeds]
+        return rows
+
+    settings = [lab.backbone, lab.effort.seeds, str(lab.protocol(0, 1))]
+    return lab.cached("scores-untrained", settings, make)
+
+
+def _by_shots(lab: Lab, evaluator: Evaluator, seed: int) -> dict[str, Any]:
+    result = {}
+    for shots in SHOTS:
+        evaluator.protocol = lab.protocol(seed, shots)
+        result[str(shots)] = score(evaluator, seed)
+    return result
 
 
 def _table_row(seeds: list[dict[str, Any]]) -> dict[str, Any]:

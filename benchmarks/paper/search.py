@@ -23,12 +23,15 @@ def search(lab: Lab, bench: Bench) -> list[dict[str, Any]]:
     for lr, layers in BIOPT:
         frozen = [f"backbone.features.{i}" for i in range(FROM_BLOCK[layers])]
         changed = lab.recipe("ablation-inopt", 0, f"--training.lr={lr}", f"--training.frozen=[{','.join(frozen)}]")
-        training = lab.train(f"search-inopt-{lr:g}-{layers.replace(' ', '-')}", changed)
-        rows.append(_row(f"InOpt, SGD {lr:g}, {layers}", training, changed == recipe))
+        chosen = changed == recipe
+        name = "inopt-0" if chosen else f"search-inopt-{lr:g}-{layers.replace(' ', '-')}"
+        rows.append(_row(f"InOpt, SGD {lr:g}, {layers}", lab.train(name, changed), chosen))
     recipe = lab.recipe("ablation-vpi")
     for lr in VPI:
         changed = lab.recipe("ablation-vpi", 0, f"--training.lr={lr}")
-        rows.append(_row(f"VPI, AdamW {lr:g}", bench.train(f"search-vpi-{lr:g}", changed), changed == recipe))
+        chosen = changed == recipe
+        name = "vpi-0" if chosen else f"search-vpi-{lr:g}"
+        rows.append(_row(f"VPI, AdamW {lr:g}", bench.train(name, changed), chosen))
     return rows
 
 
