@@ -6,7 +6,7 @@ One training each, of the first seed. What the recipes say now is the row that i
 from typing import Any
 
 from paper.lab import Lab
-from paper.vpi import Bench
+from paper.vpi import bench_of
 
 # The first block of MobileNetV2 that trains, with every block after it.
 FROM_BLOCK = {"all layers": 0, "from block 7": 7, "from block 14": 14}
@@ -14,7 +14,7 @@ BIOPT = ((5e-4, "all layers"), (2e-3, "all layers"), (4e-3, "from block 7"), (2e
 VPI = (3e-4, 1e-3, 3e-3)
 
 
-def search(lab: Lab, bench: Bench) -> list[dict[str, Any]]:
+def search(lab: Lab) -> list[dict[str, Any]]:
     """One row for each setting."""
     untrained = lab.untrained(lab.recipe("ablation-inopt"))
     score = lab.cached("search-untrained", lab.backbone, lambda: lab.validate(untrained))
@@ -31,7 +31,7 @@ def search(lab: Lab, bench: Bench) -> list[dict[str, Any]]:
         changed = lab.recipe("ablation-vpi", 0, f"--training.lr={lr}")
         chosen = changed == recipe
         name = "vpi-0" if chosen else f"search-vpi-{lr:g}"
-        rows.append(_row(f"VPI, AdamW {lr:g}", bench.train(name, changed), chosen))
+        rows.append(_row(f"VPI, AdamW {lr:g}", bench_of(lab).train(name, changed), chosen))
     return rows
 
 
