@@ -143,6 +143,8 @@ def register_autocast(op: str, features: bool = True) -> None:
 class _NoSecondDerivative(torch.autograd.Function):
     """Runs a backward op and lets nobody differentiate it: a silent zero would be a wrong number."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(op: Any, name: str, *args: Any) -> Any:
         with below_autograd():
@@ -171,7 +173,7 @@ def define_backward(op: str) -> Callable[..., Any]:
         library.impl(name, _without_cuda(op), "CUDA")
 
     def call(*args: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+        if needs_gradient(*(x for x in args if isinstance(x, Tensor))):
             return _NoSecondDerivative.apply(overload, op, *args)
         with below_autograd():
             return overload(*args)
@@ -203,6 +205,9 @@ def differentiable(function: type[torch.autograd.Function], results: int = 1) ->
         backward = staticmethod(function.backward)
 
     class Whole(function):  # type: ignore[valid-type, misc]
+        # vmap calls forward and backward slice by slice: torch has that for every operator without a rule of its own.
+        generate_vmap_rule = True
+
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             if isinstance(output, tuple):
@@ -255,9 +260,9 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd has to see a call with these arguments.
 
     Forward mode counts too: the autograd Functions have no jvp and say so, where the bare kernel would drop the
-    tangents without a word.
+    tangents without a word. So do torch.func transforms: a slice under vmap does not know whether the whole needs one.
     """
-    if torch.autograd.forward_ad._current_level >= 0:
+    if torch.autograd.forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return True
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
