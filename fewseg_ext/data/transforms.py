@@ -5,11 +5,15 @@ import random
 import torch
 from torch import Tensor
 
+from fewseg_ext.optional import need_torchvision
+
 # ImageNet statistics of RGB values in [0, 1], which the pretrained backbones expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # What a source writes for pixels that count neither way: 255 could be a class.
 SOURCE_IGNORE = -1
+# Imported where it is used: importing this package must not need it.
+_NEEDS = "transforms of images need"
 # What fills the outside of a photo: zero after normalisation, but for rounding.
 _MEAN_PIXEL = tuple(round(255 * value) for value in IMAGENET_MEAN)
 
@@ -40,7 +44,7 @@ class PairTransform:
         Returns:
             The image, float32 [3,h,w] normalised with the ImageNet statistics, and the labels, dtype unchanged.
         """
-        # torchvision cannot be imported beside every torch, so importing this package must not need it.
+        need_torchvision(_NEEDS)
         from torchvision.transforms.v2 import functional as F
 
         if self.size is not None:
@@ -97,6 +101,7 @@ class RotateAndCrop(PairTransform):
 
     def __call__(self, image: Tensor, labels: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
         """See `PairTransform`."""
+        need_torchvision(_NEEDS)
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional as F
 
@@ -132,6 +137,7 @@ def vpi_transforms(size: int = 384, degrees: float = 10.0) -> tuple[PairTransfor
 
 def _resize(image: Tensor, labels: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Squashes both to side x side: the image smoothly, the labels by the nearest pixel."""
+    need_torchvision(_NEEDS)
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional as F
 

@@ -6,6 +6,7 @@ kernels; autograd, autocast and the shape rules (fake kernels) are registered fr
 
 import os
 import sysconfig
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,24 @@ _BAD_LABEL = "target has the label"
 
 
 def _find(name: str) -> Path:
-    """A library of this package. Python that runs in the source folder finds the package there before the installed
-    one, and the kernels only in the latter."""
+    """A library of this package. Python that runs in the source folder, or after an editable installation, finds the
+    package there and the kernels only where they were installed."""
     if not (_PACKAGE / name).is_file() and (_PACKAGE.parent / "CMakeLists.txt").is_file():
         return Path(sysconfig.get_path("platlib"), "fewseg_ext", name)
     return _PACKAGE / name
+
+
+def _warn_of_newer_sources(library: Path) -> None:
+    """Beside sources that can be edited: edits of Python are seen at once, those of C++ when it is built again."""
+    root = _PACKAGE.parent
+    sources = [root / "CMakeLists.txt", *(p for folder in ("cmake", "csrc") for p in (root / folder).rglob("*.*"))]
+    newest = max(sources, key=lambda path: path.stat().st_mtime)
+    if newest.stat().st_mtime > library.stat().st_mtime:
+        warnings.warn(
+            f"{newest.relative_to(root)} is newer than the compiled kernels in {library.parent}: install again, with "
+            "the command that installed them, or the edit has no effect",
+            stacklevel=2,
+        )
 
 
 def _load(name: str) -> None:
@@ -39,6 +53,8 @@ def _load(name: str) -> None:
             "with `pip install .` from the source folder; the sources alone do not work, because the kernels have to "
             "be compiled."
         )
+    if path.parent != _PACKAGE:
+        _warn_of_newer_sources(path)
     try:
         torch.ops.load_library(path)
     except OSError as error:

@@ -157,7 +157,6 @@ def prepare_pascal5i(
     out = Path(out) if out is not None else root / PREPARED
     published = read_published_lists(lists) if lists is not None else PublishedLists()
     if download:
-        root.mkdir(parents=True, exist_ok=True)
         try:
             devkit = find_devkit(root)
         except FileNotFoundError:
