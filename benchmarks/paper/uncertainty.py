@@ -21,6 +21,7 @@ from paper.lab import Lab, settings_of, spread
 from paper.vpi import bench_of
 
 MODELS = ("vpi", "vpi-deterministic", "inopt")
+EPISODES = 100  # of each table
 PIXELS = 400  # of a query
 BINS = 10
 
@@ -110,7 +111,7 @@ def run(lab: Lab) -> dict[str, Any]:
 
 
 def one(lab: Lab, name: str, seed: int) -> dict[str, Any]:
-    recipe, episodes = lab.recipe(f"ablation-{name}", seed), lab.effort.curve_episodes
+    recipe, episodes = lab.recipe(f"ablation-{name}", seed), min(EPISODES, lab.effort.episodes)
 
     def make() -> dict[str, Any]:
         run_name = f"{name}-{seed}"
