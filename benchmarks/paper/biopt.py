@@ -3,6 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from torch.utils.data import default_collate
+
+from fewseg_ext.data.episodes import EpisodeDataset
+from fewseg_ext.data.transforms import PairTransform
 from fewseg_ext.evaluation.evaluator import Evaluator
 from fewseg_ext.evaluation.protocol import MULTI_SCALE
 from fewseg_ext.models.biopt import BiOpt
@@ -21,6 +27,7 @@ UNTRAINED = ("baseline", "init", "dagger", "inopt")
 STEPPED = ("dagger", "inopt")
 STEPS = tuple(range(11))
 SHOTS = (1, 5)
+GEOMETRY_EPISODES = 100
 METRICS = ("miou", "fb_iou")
 
 
@@ -42,6 +49,7 @@ def run(lab: Lab) -> dict[str, Any]:
         "multi_scale": {which: _row([row[which] for row in scales]) for which in ("single", "several")},
         "losses": {v: [training["losses"] for training in trainings[v]] for v in ("baseline", "dagger", "inopt")},
         "validation": {v: [training["validation"] for training in trainings[v]] for v in VARIANTS},
+        "geometry": {which: _geometry(lab, which) for which in ("untrained", "trained")},
         "training_seconds": {v: spread([training["seconds"] for training in trainings[v]]) for v in VARIANTS},
     }
 
@@ -90,6 +98,32 @@ def _untrained(lab: Lab) -> dict[str, list[dict[str, Any]]]:
 
     settings = [lab.backbone, lab.effort.seeds, str(lab.protocol(0, 1))]
     return lab.cached("scores-untrained", settings, make)
+
+
+def _geometry(lab: Lab, which: str) -> dict[str, float]:
+    """How near the prototypes of object and background are, and how far the inner loop moves them, of InOpt.
+
+    All vectors have length 1 before the loop, so that a cosine c is a distance of sqrt(2 - 2c).
+    """
+    seed = lab.effort.seeds[0]
+    recipe, episodes = lab.recipe("ablation-inopt", seed), min(GEOMETRY_EPISODES, lab.effort.episodes)
+
+    @torch.inference_mode()
+    def make() -> dict[str, float]:
+        model = lab.untrained(recipe) if which == "untrained" else lab.trained(f"inopt-{seed}")
+        dataset = EpisodeDataset(lab.test, episodes, seed=seed, transform=PairTransform(lab.size))
+        rows = []
+        for index in range(episodes):
+            batch = default_collate([dataset[index]])
+            state = model.encode_support(batch["support_images"], batch["support_masks"])
+            query = model.encode_query(batch["query_images"])
+            start, one, ten = (model.predict(state, query, steps=steps).prototypes[0] for steps in (0, 1, 10))
+            moved = [float((end - start).norm(dim=1).mean()) for end in (one, ten)]
+            rows.append([float(F.cosine_similarity(start[0], start[1], dim=0)), *moved])
+        means = torch.tensor(rows).mean(0).tolist()
+        return dict(zip(("cosine", "moved_1", "moved_10"), means, strict=True))
+
+    return lab.cached(f"geometry-{which}", [settings_of(recipe), episodes], make)
 
 
 def _by_shots(

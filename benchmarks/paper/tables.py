@@ -53,6 +53,15 @@ def inner_steps(result: dict[str, Any]) -> list[str]:
     return table(["mIoU by inner steps", *map(str, shown)], rows)
 
 
+def geometry(result: dict[str, Any]) -> list[str]:
+    rows = []
+    for which, row in result["biopt"]["geometry"].items():
+        apart = (2 - 2 * row["cosine"]) ** 0.5
+        rows.append([which, *(f"{value:.3f}" for value in (row["cosine"], apart, row["moved_1"], row["moved_10"]))])
+    head = ["InOpt's prototypes", "cosine of object and background", "distance", "moved by 1 step", "by 10 steps"]
+    return table(head, rows)
+
+
 def multi_scale(result: dict[str, Any]) -> list[str]:
     scales = result["biopt"]["multi_scale"]
     rows = [
@@ -145,6 +154,7 @@ TABLES = {
     "settings": settings_search,
     "biopt": biopt,
     "inner_steps": inner_steps,
+    "geometry": geometry,
     "multi_scale": multi_scale,
     "vpi": vpi,
     "aggregation": aggregation,
