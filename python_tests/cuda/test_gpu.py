@@ -24,26 +24,35 @@ def run(sample: Sample, args: tuple) -> list[torch.Tensor]:
     return [*(x.detach() for x in results(result)), *gradients]
 
 
+def same(sample: Sample, one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    """Bit for bit, but for torch's own convolution, whose sums have no fixed order on a GPU."""
+    if sample.name == "tiled_conv2d":
+        return all(torch.allclose(x, y, rtol=1e-4, atol=1e-4) for x, y in zip(one, other, strict=True))
+    return all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
+
+
 @every_sample
 def test_graph_capture_and_replay(sample: Sample) -> None:
-    args = sample.arguments(SIZES, torch.float32)
-    expected = results(sample.public(*args))
+    """Forward and backward in one graph: replayed it gives the same, and for other values in the same memory theirs."""
+    args = sample.arguments(SIZES, torch.float32, gradients=True)
+    expected = run(sample, args)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        sample.public(*args)  # the first call may load modules, which a capture forbids
+        run(sample, args)  # the first call may load modules, which a capture forbids
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = results(sample.public(*args))
+        captured = run(sample, args)
     for _ in range(3):
         for x in captured:
             x.fill_(float("nan"))
         graph.replay()
-        assert all(torch.equal(x, y) for x, y in zip(captured, expected, strict=True))
-    args[0].mul_(2.0)
-    args[0][:, :, 0] += 1
+        assert same(sample, captured, expected)
+    with torch.no_grad():
+        args[0].mul_(2.0)
+        args[0][:, :, 0] += 1
     graph.replay()
-    assert all(torch.equal(x, y) for x, y in zip(captured, results(sample.public(*args)), strict=True))
+    assert same(sample, captured, run(sample, args))
 
 
 @every_sample

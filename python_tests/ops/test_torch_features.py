@@ -32,8 +32,12 @@ def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 
 @every_sample
-def test_dynamic_shapes_compile_once(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batch, classes, channels and both grids vary: one graph serves them all, forward and backward."""
+@torch.fx.experimental._config.patch(use_duck_shape=False)
+def test_dynamic_shapes_compile_once(sample: Sample) -> None:
+    """Batch, classes, channels and both grids vary: one graph serves them all, forward and backward.
+
+    Without duck shapes, by which sizes that are equal by chance in the first call count as one number for good.
+    """
     torch._dynamo.reset()
     graphs = []
 
@@ -41,8 +45,6 @@ def test_dynamic_shapes_compile_once(sample: Sample, monkeypatch: pytest.MonkeyP
         graphs.append(graph)
         return graph.forward
 
-    # Sizes that are equal by chance in the first call would count as one number, and the next call compile again.
-    monkeypatch.setattr(torch.fx.experimental._config, "use_duck_shape", False)
     compiled = torch.compile(sample.public, fullgraph=True, dynamic=True, backend=backend)
     for sizes in SIZES:
         if sample.name.startswith("mc_"):
