@@ -51,8 +51,7 @@ class PairTransform:
             image, labels = _resize(image, labels, self.size)
         if self.flip and rng.random() < 0.5:
             image, labels = F.horizontal_flip(image), F.horizontal_flip(labels)
-        image = F.to_dtype(image, torch.float32, scale=True)
-        return F.normalize(image, list(IMAGENET_MEAN), list(IMAGENET_STD)), labels
+        return normalize(F.to_dtype(image, torch.float32, scale=True)), labels
 
 
 class ScaleAndCrop(PairTransform):
@@ -149,8 +148,23 @@ def _resize(image: Tensor, labels: Tensor, side: int) -> tuple[Tensor, Tensor]:
     return image, F.resize(labels[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
 
 
+def squash_labels(labels: Tensor, side: int) -> Tensor:
+    """uint8 [h,w] squashed to a square by the nearest pixel, as `PairTransform` does it."""
+    return torch.nn.functional.interpolate(labels[None, None], size=(side, side), mode="nearest-exact")[0, 0]
+
+
+def normalize(images: Tensor) -> Tensor:
+    """RGB values in [0, 1], [...,3,h,w], with the ImageNet statistics."""
+    mean, std = _statistics(images)
+    return (images - mean) / std
+
+
 def denormalize(images: Tensor) -> Tensor:
     """[...,3,h,w] normalised images -> RGB values in [0, 1], to look at."""
-    mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1).to(images)
-    std = torch.tensor(IMAGENET_STD).view(3, 1, 1).to(images)
+    mean, std = _statistics(images)
     return (images * std + mean).clamp(0, 1)
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(x, dtype=images.dtype, device=images.device) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean.view(3, 1, 1), std.view(3, 1, 1)

@@ -2,14 +2,13 @@
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from fewseg_ext.files import write_folder
 from fewseg_ext.models.biopt import SupportState
 from fewseg_ext.models.registry import build_model
 from fewseg_ext.models.vpi import GaussianState
@@ -33,20 +32,14 @@ def save_segmenter(segmenter: Segmenter, folder: str | os.PathLike[str]) -> None
         "class_names": fitted.class_names,
         "values": fitted.values,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        new = staging / "new"
-        new.mkdir()
+
+    def write(new: Path) -> None:
         weights = {name: value.contiguous() for name, value in segmenter.model.state_dict().items()}
         save_file(weights, new / WEIGHTS)
         save_file({name: value.contiguous() for name, value in vars(fitted.state).items()}, new / SUPPORT)
         (new / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
-        if folder.exists():
-            folder.rename(staging / "old")
-        new.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+    write_folder(folder, write)
 
 
 def load_segmenter(folder: str | os.PathLike[str], device: torch.device | str) -> Segmenter:
