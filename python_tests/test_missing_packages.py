@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+import fewseg_ext
+from fewseg_ext.training.checkpoint import Checkpoint, save_checkpoint
 
 # One process for all of it, because importing torch takes most of the time.
 PRELUDE = """
@@ -80,7 +84,7 @@ print(json.dumps(answers))
 """
 
 NEEDS = {
-    "demo": (["demo", "--out", "demo"], "pictures need matplotlib: pip install matplotlib"),
+    "demo": (["demo", "--out", "demo"], "scores need torchmetrics: pip install torchmetrics"),
     "train": (["train", "--config", "laptop/biopt", "--out", "runs"], "pip install 'fewseg-ext[training]'"),
     "evaluate": (
         ["evaluate", "model.ckpt", "--dataset", "fss1000", "--root", "photos"],
@@ -123,11 +127,6 @@ def run(code: str, folder: Path, *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
     """Status, standard error and output of every command, all run in one process in one folder."""
-    from PIL import Image
-
-    import fewseg_ext
-    from fewseg_ext.training.checkpoint import Checkpoint, save_checkpoint
-
     folder = tmp_path_factory.mktemp("commands")
     for name in ("1.png", "2.png", "3.png"):
         Image.new("L", (16, 16), 255).save(folder / name)
@@ -159,12 +158,15 @@ def test_a_command_says_which_package_it_needs_before_it_does_anything(name: str
     assert "Traceback" not in error
 
 
-def test_a_torchvision_made_for_another_torch_is_told(tmp_path: Path) -> None:
-    """Its Python part then ends in an error of the dispatcher's, which names an operator that nobody has heard of."""
-    (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision" / "__init__.py").write_text(
-        "raise RuntimeError('operator torchvision::nms does not exist')"
-    )
-    code = "sys.meta_path.pop(0); sys.path.insert(0, os.getcwd()); fewseg_ext.BiOpt('resnet18')"
-    with pytest.raises(AssertionError, match=r"installed does not fit torch .*torchvision::nms does not exist"):
-        run(code, tmp_path)
+def test_a_torchvision_made_for_another_torch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing it ends in an error of the dispatcher's, which names an operator that nobody has heard of."""
+
+    class Unfit:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == "torchvision":
+                raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Unfit(), *sys.meta_path])
+    with pytest.raises(ImportError, match=r"installed does not fit torch .*torchvision::nms does not exist"):
+        fewseg_ext.BiOpt("resnet18")

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -67,19 +68,19 @@ def test_import_in_the_source_folder_finds_the_installed_kernels() -> None:
     assert str(ROOT / "fewseg_ext") in result.stdout
 
 
-def test_sources_newer_than_the_kernels_are_told(tmp_path: Path) -> None:
+def test_sources_newer_than_the_kernels_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever edits C++ beside an editable installation and forgets to build would test the old kernels."""
-    shutil.copytree(ROOT / "fewseg_ext", tmp_path / "fewseg_ext", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("CMakeLists.txt", "csrc/old.cpp", "csrc/edited.cpp"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("CMakeLists.txt", "csrc/ops/old.cpp", "csrc/cpu/edited.inl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (0, 0))
-    code = "import fewseg_ext; print(fewseg_ext.__file__)"
-    result = run_python(code, PYTHONPATH=str(tmp_path))
-    assert result.stdout.startswith(str(tmp_path))
-    assert "is newer" not in result.stderr
-    (tmp_path / "csrc" / "edited.cpp").touch()
-    assert "csrc/edited.cpp is newer than the compiled kernels in" in run_python(code, PYTHONPATH=str(tmp_path)).stderr
+    monkeypatch.setattr(_library, "_PACKAGE", tmp_path / "fewseg_ext")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _library._warn_of_newer_sources(PACKAGE / "libfewseg_ops.so")
+    (tmp_path / "csrc" / "cpu" / "edited.inl").touch()
+    with pytest.warns(UserWarning, match=r"csrc/cpu/edited.inl is newer than the compiled kernels in .*fewseg_ext: "):
+        _library._warn_of_newer_sources(PACKAGE / "libfewseg_ops.so")
 
 
 def test_a_broken_library_is_an_import_error(tmp_path: Path) -> None:
