@@ -149,7 +149,7 @@ def one(lab: Lab, variant: str, seed: int) -> dict[str, Any]:
     """A training and all its scores."""
     bench, name, recipe = bench_of(lab), f"{variant}-{seed}", lab.recipe(f"ablation-{variant}", seed)
     training = bench.train(name, recipe)
-    few = lab.effort.curve_episodes
+    few = lab.effort.curve_episodes // 2
 
     def scores() -> dict[str, Any]:
         model, evaluator = bench.trained(name, recipe), bench.evaluator
