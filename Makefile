@@ -23,7 +23,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 # CUDA kernels, where nvcc is found: for the GPU that is here, else for one architecture, to keep the build short.
 export CUDAARCHS ?= $(if $(wildcard /dev/nvidia0),native,90)
 
-SOURCES := $(shell find csrc cmake fewseg_ext -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
+SOURCES := $(shell find csrc cmake fewseg_ext fewseg_command -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
 TIDY_FILES := $(shell find csrc/ops csrc/cpu -name '*.cpp')
 COMPILE_COMMANDS = $(patsubst %/,%,$(dir $(firstword $(wildcard build/*/compile_commands.json))))
@@ -87,7 +87,7 @@ dist: $(VENV)/tools
 	mv build/dist/*.tar.gz dist
 	$(BIN)/python .ci/check_dist.py dist
 
-PYTHON_FILES := .ci docs examples fewseg_ext python_tests benchmarks
+PYTHON_FILES := .ci docs examples fewseg_ext fewseg_command python_tests benchmarks
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 
 lint: setup

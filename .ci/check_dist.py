@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FORBIDDEN = re.compile(r"test|emulat|conftest|benchmarks/|examples/|docs/|\.(jpg|jpeg|png|ckpt|pth)$|__pycache__")
 # The sources of one operator and one model stand for all of them.
 IN_WHEEL = [
+    "fewseg_command/__init__.py",
     "fewseg_ext/__init__.py",
     "fewseg_ext/_info.pyi",
     "fewseg_ext/data/fss1000_classes.txt",
@@ -33,6 +34,7 @@ IN_SDIST = [
     "csrc/cuda/inner_opt.cuh",
     "csrc/info.cpp",
     "csrc/ops/inner_opt.cpp",
+    "fewseg_command/__init__.py",
     "fewseg_ext/ops/inner_opt.py",
     "pyproject.toml",
 ]

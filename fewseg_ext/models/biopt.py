@@ -21,6 +21,10 @@ from fewseg_ext.models.prototypes import (
 )
 
 
+# The papers take 10; more than this would be a mistake, or a file that means to keep a computer busy.
+MOST_STEPS = 100_000
+
+
 @dataclass
 class SupportState:
     """What a model keeps of a support set: encode it once, segment any number of queries."""
@@ -205,8 +209,8 @@ class BiOpt(PrototypeModel):
         super().__init__(backbone, weights, scale, resize)
         if init not in ("module", "support"):
             raise ValueError(f'init: expected "module" or "support", got {init!r}')
-        if inner_steps < 0:
-            raise ValueError(f"inner_steps: expected 0 or more, got {inner_steps}")
+        if not 0 <= inner_steps <= MOST_STEPS:
+            raise ValueError(f"inner_steps: expected 0 to {MOST_STEPS}, got {inner_steps}")
         if not math.isfinite(inner_lr):
             raise ValueError(f"inner_lr: expected a finite number, got {inner_lr}")
         if inner_reduction not in ("mean", "sum"):

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fewseg_ext.data.photos import check_format
+
 # Where nobody else can reach the page, so that no token is needed.
 LOOPBACK = ("127.0.0.1", "localhost")
 # Photos are shrunk to this before anything else: more than a screen shows and than the model sees.
@@ -58,6 +60,7 @@ def read_upload(path: Path, limits: Limits) -> Upload:
             # The limit below is ours; Pillow's own is for programs without one.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as file:
+                check_format(file, "it")
                 width, height = file.size
                 if width * height > limits.megapixels * 1_000_000:
                     raise ValueError(_too_many_pixels(limits, f"{width} x {height} pixels"))

@@ -1,0 +1,48 @@
+"""Where the ``fewseg`` command begins. Nothing is imported before Ctrl+C is told in a line: torch alone takes seconds."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped"}
+
+
+@contextmanager
+def told_in_a_line() -> Iterator[None]:
+    """SIGINT and SIGTERM end what is inside as Ctrl+C does, so that it tidies up, with a line and the status that a
+    shell gives: 130 and 143. What ends with status 0 in spite of one is left alone."""
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in WORDS}
+    try:
+        yield
+    except BaseException as error:
+        # Whatever a library made of the interruption on its way here.
+        if not received or (isinstance(error, SystemExit) and not error.code):
+            raise
+        # Nothing is to interrupt the line.
+        for number in WORDS:
+            signal.signal(number, signal.SIG_IGN)
+        print(f"fewseg: {WORDS[signal.Signals(received[0])]}", file=sys.stderr, flush=True)
+        sys.exit(128 + received[0])
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+
+def main() -> None:
+    """The entry point."""
+    with told_in_a_line():
+        from fewseg_ext.cli import main as run
+
+        try:
+            run()
+        finally:
+            # Done, whatever comes while Python itself ends.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
