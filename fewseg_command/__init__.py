@@ -1,4 +1,4 @@
-"""Where the ``fewseg`` command begins. Nothing is imported before Ctrl+C is told in a line: torch alone takes seconds."""
+"""Where the ``fewseg`` command begins: Ctrl+C is told in a line from the start, and importing torch takes seconds."""
 
 import signal
 import sys

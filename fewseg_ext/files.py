@@ -58,7 +58,7 @@ def staging_folder(beside: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Deletes what processes that were killed had not finished in ``folder`` or below; what running ones write stays."""
+    """Deletes what killed processes had not finished in ``folder`` or below; what running ones write stays."""
     for path in list(Path(folder).rglob(f"{TEMPORARY}*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             continue

@@ -172,7 +172,7 @@ class LabelMasks(PhotoSource):
         except ValueError as error:
             return [], str(error)
         labels = [int(k) for k in np.unique(mask) if k != 0]
-        if labels and not (1 <= labels[0] and labels[-1] <= MOST_LABELS):
+        if labels and not (labels[0] >= 1 and labels[-1] <= MOST_LABELS):
             wrong = labels[0] if labels[0] < 1 else labels[-1]
             return [], f"{mask_path}: label {wrong}; expected 0 background, 1 to {MOST_LABELS} a class, 255 ignored"
         return labels, check_photo(photo, (mask.shape[1], mask.shape[0]))

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fewseg_ext.data._drawing import SHAPES, TEXTURES, TURN, Array
+from fewseg_ext.files import staging_folder
 
 # Part of the marker file, so that pictures of an older generator are drawn anew.
 VERSION = 1

@@ -20,7 +20,6 @@ from fewseg_ext.models.prototypes import (
     upsample,
 )
 
-
 # The papers take 10; more than this would be a mistake, or a file that means to keep a computer busy.
 MOST_STEPS = 100_000
 

@@ -2,8 +2,8 @@
 
     python fuzz.py FOLDER SEED COUNT READER...
 
-prints for each reader a line of JSON with its problems, by what broke the file. What is being read when the process dies
-or hangs is in FOLDER/current.
+prints for each reader a line of JSON with its problems, by what broke the file. What is being read when the process
+dies or hangs is in FOLDER/current.
 """
 
 import json

@@ -34,7 +34,7 @@ from fewseg_ext.training.recipe import parse_arguments
 from fewseg_ext.training.run import run_training
 from fewseg_ext.web.limits import Limits, read_upload
 from fewseg_ext.web.session import PNG_PREFIX, decode_mask
-from photo_files import box, coco_json, two_boxes, write_json, write_mask, write_photo, write_voc
+from photo_files import box, coco_json, two_boxes, write_json, write_photo, write_voc
 from test_segmenter import photo_and_mask
 
 SIZE = 32
