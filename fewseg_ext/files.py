@@ -5,8 +5,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TextIO
 
@@ -43,18 +43,27 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     return write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
 
 
-@contextmanager
-def staging_folder(beside: Path) -> Iterator[Path]:
-    """A temporary folder beside a file or folder that is to appear whole; removed at the end."""
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=beside.parent))
-    descriptor = os.open(folder, os.O_RDONLY)
+def write_folder(folder: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:
+    """Calls ``write(new)`` with an empty folder beside ``folder``, and renames it to ``folder`` once it is filled.
+
+    What is at ``folder`` is replaced; it stays as it is where ``write`` fails.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
+    descriptor = os.open(staging, os.O_RDONLY)
     try:
         _lock(descriptor)
-        yield folder
+        new = staging / "new"
+        new.mkdir()
+        write(new)
+        if folder.exists():
+            folder.rename(staging / "old")
+        new.rename(folder)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         os.close(descriptor)
+    return folder
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:

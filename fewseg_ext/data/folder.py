@@ -22,10 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewseg_ext.data.coco import Rle, class_masks, load_coco, mask_tools, paint_labels
-from fewseg_ext.data.fss1000 import FOREGROUND_FROM, find_class_folders
+from fewseg_ext.data.fss1000 import find_class_folders
 from fewseg_ext.data.photos import (
+    FOREGROUND_FROM,
     IMAGE_SUFFIXES,
+    MASK_IGNORE,
     MASK_SUFFIX,
+    PHOTO_SUFFIXES,
     PhotoSource,
     check_pair,
     check_photo,
@@ -37,7 +40,6 @@ from fewseg_ext.data.photos import (
 from fewseg_ext.data.transforms import SOURCE_IGNORE
 from fewseg_ext.files import read_text
 
-MASK_IGNORE = 255
 # More than any data set has, and few enough for the labels that sources give, which are int16.
 MOST_LABELS = 10_000
 
@@ -124,7 +126,7 @@ class LabelMasks(PhotoSource):
     """``images/<photo>.jpg`` and ``masks/<photo>.png`` with numbers; see `open_folder`."""
 
     def __init__(self, root: Path, min_images: int = 2) -> None:
-        photos = [p for p in visible(root / "images") if p.suffix.lower() in (*IMAGE_SUFFIXES, MASK_SUFFIX)]
+        photos = [p for p in visible(root / "images") if p.suffix.lower() in PHOTO_SUFFIXES]
         self._masks = {photo: root / "masks" / f"{photo.stem}{MASK_SUFFIX}" for photo in photos}
         problems: list[str] = []
         by_label: dict[int, list[Path]] = {}

@@ -3,6 +3,7 @@
 import random
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # ImageNet statistics of RGB values in [0, 1], which the pretrained backbones expect.
@@ -41,14 +42,13 @@ class PairTransform:
             The image, float32 [3,h,w] normalised with the ImageNet statistics, and the labels, dtype unchanged.
         """
         # torchvision cannot be imported beside every torch, so importing this package must not need it.
-        from torchvision.transforms.v2 import functional as F
+        from torchvision.transforms.v2 import functional as V
 
         if self.size is not None:
             image, labels = _resize(image, labels, self.size)
         if self.flip and rng.random() < 0.5:
-            image, labels = F.horizontal_flip(image), F.horizontal_flip(labels)
-        image = F.to_dtype(image, torch.float32, scale=True)
-        return F.normalize(image, list(IMAGENET_MEAN), list(IMAGENET_STD)), labels
+            image, labels = V.horizontal_flip(image), V.horizontal_flip(labels)
+        return normalize(V.to_dtype(image, torch.float32, scale=True)), labels
 
 
 class ScaleAndCrop(PairTransform):
@@ -99,16 +99,16 @@ class RotateAndCrop(PairTransform):
     def __call__(self, image: Tensor, labels: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
         """See `PairTransform`."""
         from torchvision.transforms import InterpolationMode
-        from torchvision.transforms.v2 import functional as F
+        from torchvision.transforms.v2 import functional as V
 
         angle = rng.uniform(-self.degrees, self.degrees)
         nearest, bilinear = InterpolationMode.NEAREST, InterpolationMode.BILINEAR
-        image = F.rotate(image, angle, interpolation=bilinear, fill=list(_MEAN_PIXEL))
-        labels = F.rotate(labels[None], angle, interpolation=nearest, fill=[SOURCE_IGNORE])[0]
+        image = V.rotate(image, angle, interpolation=bilinear, fill=list(_MEAN_PIXEL))
+        labels = V.rotate(labels[None], angle, interpolation=nearest, fill=[SOURCE_IGNORE])[0]
         below, right = (max(0, self.side - length) for length in labels.shape)
         if below or right:
-            image = F.pad(image, [0, 0, right, below], fill=list(_MEAN_PIXEL))
-            labels = F.pad(labels[None], [0, 0, right, below], fill=SOURCE_IGNORE)[0]
+            image = V.pad(image, [0, 0, right, below], fill=list(_MEAN_PIXEL))
+            labels = V.pad(labels[None], [0, 0, right, below], fill=SOURCE_IGNORE)[0]
         top, left = (rng.randint(0, length - self.side) for length in labels.shape)
         window = (..., slice(top, top + self.side), slice(left, left + self.side))
         return super().__call__(image[window], labels[window], rng)
@@ -134,17 +134,32 @@ def vpi_transforms(size: int = 384, degrees: float = 10.0) -> tuple[PairTransfor
 def _resize(image: Tensor, labels: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Squashes both to side x side: the image smoothly, the labels by the nearest pixel."""
     from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import functional as F
+    from torchvision.transforms.v2 import functional as V
 
     if tuple(image.shape[-2:]) == (side, side):
         return image, labels
     size = [side, side]
-    image = F.resize(image, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
-    return image, F.resize(labels[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
+    image = V.resize(image, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return image, V.resize(labels[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
+
+
+def squash_labels(labels: Tensor, side: int) -> Tensor:
+    """uint8 [h,w] squashed to a square by the nearest pixel, as `PairTransform` does it."""
+    return F.interpolate(labels[None, None], size=(side, side), mode="nearest-exact")[0, 0]
+
+
+def normalize(images: Tensor) -> Tensor:
+    """RGB values in [0, 1], [...,3,h,w], with the ImageNet statistics."""
+    mean, std = _statistics(images)
+    return (images - mean) / std
 
 
 def denormalize(images: Tensor) -> Tensor:
     """[...,3,h,w] normalised images -> RGB values in [0, 1], to look at."""
-    mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1).to(images)
-    std = torch.tensor(IMAGENET_STD).view(3, 1, 1).to(images)
+    mean, std = _statistics(images)
     return (images * std + mean).clamp(0, 1)
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(x, dtype=images.dtype, device=images.device) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean.view(3, 1, 1), std.view(3, 1, 1)

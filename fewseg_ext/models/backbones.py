@@ -56,6 +56,12 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: a BatchNorm of another kind, whose ``forward`` is not known here.
+
+    Example:
+        >>> from torch import nn
+        >>> from fewseg_ext.models import freeze_batch_norm
+        >>> freeze_batch_norm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))).train()[1].training
+        False
     """
     for child in module.modules():
         if not isinstance(child, nn.modules.batchnorm._BatchNorm) or type(child) in _FROZEN.values():
@@ -140,6 +146,12 @@ def build_backbone(name: str, weights: str | os.PathLike[str] | None = None) -> 
         FileNotFoundError: a path without a file.
         ImportError: torchvision or timm is needed and not installed.
         OSError: weights that could not be downloaded.
+
+    Example:
+        >>> import torch
+        >>> from fewseg_ext.models import build_backbone
+        >>> build_backbone("conv4")(torch.randn(1, 3, 64, 64)).shape
+        torch.Size([1, 64, 16, 16])
     """
     if name == "conv4":
         module: nn.Module = importlib.import_module("fewseg_ext.models.conv4").Conv4()

@@ -26,6 +26,11 @@ def build_model(config: Mapping[str, Any], **overrides: Any) -> PrototypeModel |
 
     Raises:
         ValueError: an unknown name, or a backbone without a name.
+
+    Example:
+        >>> from fewseg_ext.models import BiOpt, build_model
+        >>> build_model(BiOpt("conv4", inner_steps=3).config).inner_steps
+        3
     """
     arguments = {**config, "weights": None, **overrides}
     name = arguments.pop("name")

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fewseg_ext.data.photos import IMAGE_SUFFIXES, MASK_SUFFIX, visible
+from fewseg_ext.data.photos import MASK_SUFFIX, PHOTO_SUFFIXES, visible
 from fewseg_ext.files import make_folder, open_to_append, remove_leftovers, write_atomically, write_text
 from fewseg_ext.progress import progress_bar
 from fewseg_ext.segment.annotations import Annotated, coco_json, labelme_json
@@ -117,7 +117,7 @@ def find_photos(paths: Iterable[Path], supports: Sequence[Support] = ()) -> list
         if path.is_file():
             found[path] = None
         elif path.is_dir():
-            files = [p for p in visible(path) if p.suffix.lower() in (*IMAGE_SUFFIXES, MASK_SUFFIX) and p.is_file()]
+            files = [p for p in visible(path) if p.suffix.lower() in PHOTO_SUFFIXES and p.is_file()]
             with_mask = {p.stem for p in files if p.suffix.lower() != MASK_SUFFIX}
             for file in files:
                 if (
@@ -128,7 +128,7 @@ def find_photos(paths: Iterable[Path], supports: Sequence[Support] = ()) -> list
         else:
             raise FileNotFoundError(f"query not found: {path}")
     if not found:
-        raise ValueError(f"query: no photos ({', '.join((*IMAGE_SUFFIXES, MASK_SUFFIX))}) in what was given")
+        raise ValueError(f"query: no photos ({', '.join(PHOTO_SUFFIXES)}) in what was given")
     # The same file under two names counts once.
     return list({path.resolve(): path for path in reversed(found)}.values())[::-1]
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fewseg_ext.files import read_json, staging_folder
+from fewseg_ext.files import read_json, write_folder
 from fewseg_ext.models.biopt import PrototypeModel, SupportState
 from fewseg_ext.models.registry import restore_model
 from fewseg_ext.models.vpi import VPI, GaussianState
@@ -34,16 +34,14 @@ def save_segmenter(segmenter: Segmenter, folder: str | os.PathLike[str]) -> None
         "class_names": fitted.class_names,
         "values": fitted.values,
     }
-    with staging_folder(folder) as staging:
-        new = staging / "new"
-        new.mkdir()
+
+    def write(new: Path) -> None:
         weights = {name: value.contiguous() for name, value in segmenter.model.state_dict().items()}
         save_file(weights, new / WEIGHTS)
         save_file({name: value.contiguous() for name, value in vars(fitted.state).items()}, new / SUPPORT)
         (new / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
-        if folder.exists():
-            folder.rename(staging / "old")
-        new.rename(folder)
+
+    write_folder(folder, write)
 
 
 def load_segmenter(folder: str | os.PathLike[str], device: torch.device | str) -> Segmenter:

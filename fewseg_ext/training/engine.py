@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -40,7 +40,8 @@ class Trainer:
         console: shows the progress bar; None shows nothing.
 
     Raises:
-        ValueError: the batch cannot be cut into equal parts for the processes.
+        ValueError: the batch cannot be cut into equal parts for the processes, or ``config.frozen`` names a part that
+            the model does not have, or all of it.
     """
 
     def __init__(
@@ -57,10 +58,13 @@ class Trainer:
                 f"batch_size: {config.batch_size} episodes cannot be divided among {world_size()} processes evenly"
             )
         self.model = model.to(device)
+        if config.channels_last:
+            self.model.to(memory_format=torch.channels_last)
         self.dataset = dataset
         self.config = config
         self.device = torch.device(device)
         self.console = console
+        _freeze(model, config.frozen)
         self.optimizer = _make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.iteration = 0
@@ -206,6 +210,19 @@ class Trainer:
             return self.iteration / self.config.iterations
         assert self.config.seconds is not None
         return self.seconds / self.config.seconds
+
+
+def _freeze(model: nn.Module, frozen: Sequence[str]) -> None:
+    """Takes the gradient from the parameters whose dotted names begin with one of ``frozen``."""
+    for part in frozen:
+        found = [p for name, p in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+        if not found:
+            parts = ", ".join(name for name, _ in model.named_children())
+            raise ValueError(f"training.frozen: the model has no part {part!r}; its parts are {parts} and theirs")
+        for parameter in found:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("training.frozen: nothing is left to train")
 
 
 def _make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -68,8 +68,12 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as they are saved."""
-        sections = {name: asdict(getattr(self, name)) for name in ("data", "training", "run")}
-        sections["training"]["decay_at"] = list(self.training.decay_at)
+        # YAML has no tuples.
+        sections = {
+            name: {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+            for name in ("data", "training", "run")
+            for fields in [asdict(getattr(self, name))]
+        }
         return {"method": self.method, "model": dict(self.model), **sections}
 
     def as_yaml(self) -> str:
@@ -139,12 +143,11 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Recipe, str, str]:
     try:
         values = parser.parse_args(list(arguments))
         sections = values.as_dict()
-        sections["training"]["decay_at"] = tuple(sections["training"]["decay_at"])
         recipe = Recipe(
             method,
             sections["model"],
-            DataConfig(**sections["data"]),
-            TrainingConfig(**sections["training"]),
+            DataConfig(**_tuples(sections["data"])),
+            TrainingConfig(**_tuples(sections["training"])),
             RunConfig(**sections["run"]),
         )
     except UsageError:
@@ -229,6 +232,11 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """As the frozen classes of the sections want them."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 
 def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

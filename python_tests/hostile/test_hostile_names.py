@@ -7,6 +7,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from fewseg_ext.data.prepare.coco20i import prepare_coco20i
 from fewseg_ext.data.prepare.download import download_coco
 from fewseg_ext.data.prepare.fss1000 import prepare_fss1000
 from fewseg_ext.data.prepare.pascal5i import prepare_pascal5i
-from fewseg_ext.files import TEMPORARY, make_folder, open_to_append, remove_leftovers, staging_folder, write_atomically
+from fewseg_ext.files import TEMPORARY, make_folder, open_to_append, remove_leftovers, write_atomically, write_folder
 from fewseg_ext.training.checkpoint import Checkpoint, save_checkpoint
 from fewseg_ext.training.log import TrainingLog
 from photo_files import box, coco_json, contents, two_boxes, write_json, write_photo, write_voc
@@ -269,15 +270,17 @@ def test_leftovers_go_and_what_is_being_written_stays(tmp_path: Path) -> None:
     (tmp_path / f"{TEMPORARY}link").symlink_to(tmp_path / "precious")
     os.mkfifo(tmp_path / f"{TEMPORARY}pipe")
 
-    def write(file) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "new").write_text("new")
+        remove_leftovers(tmp_path)
+        assert (folder / "new").read_text() == "new"
+
+    def write(file: IO[bytes]) -> None:
         file.write(b"whole")
-        with staging_folder(tmp_path / "staged") as folder:
-            (folder / "new").write_text("new")
-            remove_leftovers(tmp_path)
-            assert (folder / "new").read_text() == "new"
+        write_folder(tmp_path / "staged", fill)
 
     write_atomically(tmp_path / "file", write)
     assert (tmp_path / "file").read_bytes() == b"whole"
     assert (tmp_path / "precious").read_text() == "precious"
-    assert sorted(os.listdir(tmp_path)) == [f"{TEMPORARY}link", f"{TEMPORARY}pipe", "file", "precious", "sub"]
+    assert sorted(os.listdir(tmp_path)) == [f"{TEMPORARY}link", f"{TEMPORARY}pipe", "file", "precious", "staged", "sub"]
     assert os.listdir(tmp_path / "sub") == []
