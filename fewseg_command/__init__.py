@@ -19,7 +19,10 @@ def told_in_a_line() -> Iterator[None]:
         received.append(number)
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in WORDS}
+    # Ignored is what a shell's script makes of Ctrl+C for what it starts in the background; that stays so.
+    before = {number: signal.getsignal(number) for number in WORDS if signal.getsignal(number) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     except BaseException as error:
@@ -38,11 +41,11 @@ def told_in_a_line() -> Iterator[None]:
 
 def main() -> None:
     """The entry point."""
-    with told_in_a_line():
-        from fewseg_ext.cli import main as run
+    try:
+        with told_in_a_line():
+            from fewseg_ext.cli import main as run
 
-        try:
             run()
-        finally:
-            # Done, whatever comes while Python itself ends.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    finally:
+        # Done, whatever comes while Python itself ends.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

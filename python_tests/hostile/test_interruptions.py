@@ -94,7 +94,7 @@ def interrupted(
     command: Command, capsys: pytest.CaptureFixture[str], number: signal.Signals, after: float
 ) -> tuple[int, str, str]:
     """Runs it in this process, which gets the signal after so many seconds, unless it is done before."""
-    ignored = {other: signal.signal(other, signal.SIG_IGN) for other in STATUS}
+    ignored = {other: signal.signal(other, lambda *_: None) for other in STATUS}
     alarm = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
     signal.setitimer(signal.ITIMER_REAL, after)
     try:
@@ -225,7 +225,7 @@ def test_interruptions_of_the_demo_leave_nothing_half_written(tmp_path: Path) ->
     demo(tmp_path / "whole")
     length = time.perf_counter() - start
     rng = random.Random(3)
-    ignored = {other: signal.signal(other, signal.SIG_IGN) for other in STATUS}
+    ignored = {other: signal.signal(other, lambda *_: None) for other in STATUS}
     try:
         for number in [signal.SIGINT, signal.SIGTERM] * 5:
             signal.signal(signal.SIGALRM, lambda *_, number=number: os.kill(os.getpid(), number))
@@ -250,6 +250,10 @@ def test_interruptions_of_the_demo_leave_nothing_half_written(tmp_path: Path) ->
 
 def test_what_a_library_makes_of_an_interruption_is_told_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
 
+    before = {number: signal.getsignal(number) for number in STATUS}
+    if before[signal.SIGINT] == signal.SIG_IGN:
+        pytest.skip("Ctrl+C is ignored here, as in scripts' background jobs")
+
     def imports(number: signal.Signals) -> None:
         try:
             os.kill(os.getpid(), number)
@@ -269,8 +273,12 @@ def test_what_a_library_makes_of_an_interruption_is_told_all_the_same(capsys: py
             imports(number)
         assert ended.value.code == status
     assert capsys.readouterr().err == "fewseg: interrupted\nfewseg: stopped\n"
-    for number in STATUS:
-        assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    assert {number: signal.getsignal(number) for number in STATUS} == before
+    # As in a process that a script started in the background.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with told_in_a_line():
+        os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before[signal.SIGINT])
     # Nothing was received: the error is its own, and a page that Ctrl+C closes has not failed.
     with pytest.raises(ValueError, match="own"), told_in_a_line():
         raise ValueError("own")
@@ -283,6 +291,8 @@ def test_what_a_library_makes_of_an_interruption_is_told_all_the_same(capsys: py
     "after", [0.3, pytest.param(0.6, marks=pytest.mark.slow), pytest.param(1.2, marks=pytest.mark.slow)]
 )
 def test_ctrl_c_while_torch_is_imported(after: float) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        pytest.skip("Ctrl+C is ignored here, as in scripts' background jobs")
     process = subprocess.Popen([*ENTRY, "info"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     time.sleep(after)
     process.send_signal(signal.SIGINT)
