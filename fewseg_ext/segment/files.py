@@ -9,11 +9,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from fewseg_ext.data.photos import MASK_IGNORE
 from fewseg_ext.files import read_json, write_folder
 from fewseg_ext.models.biopt import PrototypeModel, SupportState
 from fewseg_ext.models.registry import restore_model
 from fewseg_ext.models.vpi import VPI, GaussianState
-from fewseg_ext.segment.inputs import IGNORE
 from fewseg_ext.segmenter import Fitted, Segmenter
 
 FORMAT = 1
@@ -72,9 +72,9 @@ def load_segmenter(folder: str | os.PathLike[str], device: torch.device | str) -
 def _check_classes(names: Any, values: Any) -> None:
     if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         raise ValueError("its class names are no list of texts")
-    numbers = isinstance(values, list) and all(type(value) is int and 0 < value < IGNORE for value in values)
+    numbers = isinstance(values, list) and all(type(value) is int and 0 < value < MASK_IGNORE for value in values)
     if not numbers or len(set(values)) != len(names):
-        raise ValueError(f"its values are not a number of 1 to {IGNORE - 1} for each class")
+        raise ValueError(f"its values are not a number of 1 to {MASK_IGNORE - 1} for each class")
 
 
 def _check_state(state: SupportState | GaussianState, model: PrototypeModel | VPI, ways: int) -> None:

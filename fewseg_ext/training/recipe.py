@@ -28,6 +28,7 @@ try:
 except ImportError as error:
     raise ImportError("recipes need jsonargparse: pip install 'jsonargparse[signatures]'") from error
 
+DEEPEST = 20
 FOLDER = Path(__file__).with_name("recipes")
 EXAMPLE = "Example: fewseg train --config laptop/biopt --out runs/biopt --training.iterations 500"
 
@@ -204,9 +205,15 @@ def _read(path: Path) -> dict[str, Any]:
     """One file, and whether it has the form of a recipe."""
     try:
         text = read_text(path)
-        # Through aliases a few lines become more than any memory holds; `use` does what a recipe needs.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise UsageError(f"{path}: aliases (*name) are not for recipes, name a file under `use`")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            # Through aliases a few lines become more than any memory holds; `use` does what a recipe needs.
+            if isinstance(event, yaml.AliasEvent):
+                raise UsageError(f"{path}: aliases (*name) are not for recipes, name a file under `use`")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            # The parser's time grows with the square of the depth.
+            if depth > DEEPEST:
+                raise UsageError(f"{path}: nested deeper than a recipe is")
         content = yaml.safe_load(text) or {}
     except UsageError:
         raise

@@ -234,7 +234,6 @@ def test_masks_that_pycocotools_would_run_away_with(segmentation: object, tmp_pa
     write_photo(tmp_path / "1.jpg")
     with pytest.warns(UserWarning, match="annotation 2"):
         source = open_folder(path, min_images=1)
-    # More runs of length 0 than pixels are no error, the mask is what they say.
     assert len(source.problems) == 1
     assert source.read(0, 0)[1].sum() == 2500
 
