@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,6 +14,10 @@ WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped"}
 def told_in_a_line() -> Iterator[None]:
     """SIGINT and SIGTERM end what is inside as Ctrl+C does, so that it tidies up, with a line and the status that a
     shell gives: 130 and 143. What ends with status 0 in spite of one is left alone."""
+    if threading.current_thread() is not threading.main_thread():
+        # Signals are the main thread's.
+        yield
+        return
     received: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -36,7 +41,8 @@ def told_in_a_line() -> Iterator[None]:
         sys.exit(128 + received[0])
     finally:
         for number, action in before.items():
-            signal.signal(number, action)
+            # None is a handler that Python did not install, and cannot install again.
+            signal.signal(number, signal.SIG_DFL if action is None else action)
 
 
 def main() -> None:

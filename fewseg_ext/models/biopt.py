@@ -228,8 +228,10 @@ class BiOpt(PrototypeModel):
         super().__init__(backbone, weights, scale, resize)
         if init not in ("module", "support"):
             raise ValueError(f'init: expected "module" or "support", got {init!r}')
-        if not 0 <= inner_steps <= MOST_STEPS:
-            raise ValueError(f"inner_steps: expected 0 to {MOST_STEPS}, got {inner_steps}")
+        if inner_steps < 0:
+            raise ValueError(f"inner_steps: expected 0 or more, got {inner_steps}")
+        if inner_steps > MOST_STEPS:
+            raise ValueError(f"inner_steps: expected at most {MOST_STEPS}, got {inner_steps}")
         if not math.isfinite(inner_lr):
             raise ValueError(f"inner_lr: expected a finite number, got {inner_lr}")
         if inner_reduction not in ("mean", "sum"):

@@ -181,7 +181,8 @@ class Trainer:
             self.optimizer.load_state_dict(checkpoint.optimizer)
             if checkpoint.scaler:
                 self.scaler.load_state_dict(checkpoint.scaler)
-            if [_kinds(group) for group in self.optimizer.param_groups] != own or not _state_fits(self.optimizer):
+            groups = zip(self.optimizer.param_groups, own, strict=True)
+            if not all(_same_kinds(group, kinds) for group, kinds in groups) or not _state_fits(self.optimizer):
                 raise ValueError("other settings of the optimizer")
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError("the checkpoint is of another model or optimizer than this training's") from error
@@ -247,6 +248,12 @@ def _make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
 def _kinds(group: dict[str, Any]) -> dict[str, type]:
     """The settings of a group of parameters by the kind of their value; whole numbers are as good as others."""
     return {key: float if type(value) is int else type(value) for key, value in group.items()}
+
+
+def _same_kinds(group: dict[str, Any], own: dict[str, type]) -> bool:
+    """Whether the settings of a group that was loaded can be used; other versions of torch know fewer of them."""
+    kinds = _kinds(group)
+    return {"lr", "full_lr"} <= kinds.keys() and all(kinds.get(key, kind) is kind for key, kind in own.items())
 
 
 def _state_fits(optimizer: torch.optim.Optimizer) -> bool:
