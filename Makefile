@@ -6,6 +6,7 @@
 #   make lint        formatting, lint and types, Python and C++
 #   make format      lets ruff and clang-format mend what they can
 #   make test-long   what is too slow for every change
+#   make coverage    which lines and branches of the Python the quick tests run: build/coverage/summary.txt
 #   make browser     Chromium for the web page's tests, which are skipped without it (Debian, as root)
 #   make screenshots the pictures of docs/web.md
 #   make bench       benchmarks/kernel_speed.py
@@ -32,7 +33,7 @@ SOURCES := $(shell find csrc cmake fewseg_ext -type f -not -name '*.pyc') CMakeL
 TIDY_FILES := $(shell find csrc/ops csrc/cpu -name '*.cpp')
 COMPILE_COMMANDS = $(patsubst %/,%,$(dir $(firstword $(wildcard build/*/compile_commands.json))))
 
-.PHONY: test test-long browser screenshots demo lint format bench docs dist gpu-check setup clean help
+.PHONY: test test-long coverage browser screenshots demo lint format bench docs dist gpu-check setup clean help
 
 setup: $(VENV)/installed
 
@@ -58,6 +59,18 @@ test: setup
 
 test-long: setup
 	$(BIN)/pytest -m slow --durations=10
+
+# Piece by piece, which takes no more memory than the largest and can be looked at meanwhile. What tests start counts too.
+COVERAGE_PARTS ?= $(filter-out %__pycache__/,$(wildcard python_tests/*/)) $(wildcard python_tests/test_*.py)
+coverage: setup
+	rm -rf build/coverage
+	mkdir -p build/coverage
+	for part in $(COVERAGE_PARTS); do \
+	  OMP_NUM_THREADS=1 $(BIN)/coverage run $(BIN)/pytest -q -m "not slow" $$part || echo "$$part: pytest ended with $$?"; \
+	done
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report > build/coverage/summary.txt
+	tail -n 1 build/coverage/summary.txt
 
 browser:
 	apt-get install --yes --no-install-recommends chromium chromium-driver

@@ -27,7 +27,7 @@ from fewseg_ext.data.synthetic import SyntheticConfig, generate_synthetic
 from fewseg_ext.data.transforms import PairTransform
 from fewseg_ext.evaluation.evaluate import EvaluationResult, evaluate, example_rows
 from fewseg_ext.evaluation.pictures import check_matplotlib, draw_grid, draw_losses, save_figure
-from fewseg_ext.files import write_text
+from fewseg_ext.files import remove_leftovers, write_text
 from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline
 from fewseg_ext.models.vpi import VPI
 from fewseg_ext.progress import progress_bar
@@ -111,6 +111,7 @@ def run_demo(
     """
     check_matplotlib()
     out = Path(out_dir)
+    remove_leftovers(out)
     data = replace(data or SyntheticConfig(), seed=seed)
     with progress_bar(console, "drawing pictures") as progress:
         root = generate_synthetic(out / "data", data, progress=progress)
@@ -183,7 +184,7 @@ def run_demo(
     if console is not None:
         console.print(_table([report]))
         console.print(f"Protocol: {scores['biopt'].protocol}.")
-        console.print(f"Pictures, report and checkpoints: {out}")
+        console.print(f"Pictures, report and checkpoints: {out}", markup=False)
     return report
 
 

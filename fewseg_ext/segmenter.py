@@ -14,14 +14,15 @@ from fewseg_ext import ops
 from fewseg_ext.data.photos import MASK_IGNORE
 from fewseg_ext.data.transforms import normalize, squash_labels
 from fewseg_ext.models.biopt import BiOpt, PrototypeModel, QueryState, SupportState
-from fewseg_ext.models.registry import build_model
 from fewseg_ext.models.vpi import VPI, GaussianState, PyramidState
 from fewseg_ext.segment.inputs import Labelled, Mask, Photo, open_photo, photo_key, photo_name, read_support
 from fewseg_ext.segment.result import SegmentationResult
-from fewseg_ext.training.checkpoint import load_checkpoint
+from fewseg_ext.training.checkpoint import load_model
 
 # The side of the square to which photos are squashed for the model, the BiOpt paper's.
 SIZE = 417
+# Beyond, a single photo takes tens of gigabytes.
+LARGEST_SIZE = 8192
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Segmenter:
             works best at the size that it was trained at.
 
     Raises:
-        ValueError: a size below 1, or a GPU that is not there.
+        ValueError: a size below 1 or above 8192, or a GPU that is not there.
         TypeError: another kind of model.
 
     Example:
@@ -66,8 +67,8 @@ class Segmenter:
     def __init__(self, model: PrototypeModel | VPI, device: torch.device | str = "cpu", size: int = SIZE) -> None:
         if not isinstance(model, PrototypeModel | VPI):
             raise TypeError(f"model: expected BiOpt, VPI or PrototypeBaseline, got {type(model).__name__}")
-        if size < 1:
-            raise ValueError(f"size: expected a positive number of pixels, got {size}")
+        if not 1 <= size <= LARGEST_SIZE:
+            raise ValueError(f"size: expected 1 to {LARGEST_SIZE} pixels, got {size}")
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device: {device} asked for, but torch sees no GPU")
@@ -87,10 +88,7 @@ class Segmenter:
         Raises:
             FileNotFoundError, ValueError: no such file; not a checkpoint of this package.
         """
-        checkpoint = load_checkpoint(path)
-        model = build_model(checkpoint.model)
-        model.load_state_dict(checkpoint.weights)
-        return cls(model, device, size)
+        return cls(load_model(path)[0], device, size)
 
     @classmethod
     def from_pretrained_backbone(

@@ -205,7 +205,11 @@ def turned_size(file: Image.Image) -> tuple[int, int]:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """``Image.open`` whose errors, those of decoding inside the block too, name the file."""
     try:
+        if path.exists() and not path.is_file():
+            # A pipe would be waited for.
+            raise ValueError(f"{path} cannot be read: no ordinary file")
         with Image.open(path) as file:
+            check_format(file, str(path))
             yield file
     except FileNotFoundError:
         raise
@@ -217,8 +221,23 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
+def check_format(image: Image.Image, name: str) -> None:
+    """Refuses what Pillow would start another program for.
+
+    Raises:
+        ValueError: it is PostScript, which Ghostscript would run.
+    """
+    if image.format == "EPS":
+        raise ValueError(f"{name} cannot be read: PostScript is a program, not a photo")
+
+
 def _size(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
+
+
+def is_plain_name(name: Any) -> bool:
+    """Whether it is the name of a file, without folders."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set("/\\\0") & set(name)
 
 
 def visible(folder: Path) -> list[Path]:

@@ -30,12 +30,11 @@ from fewseg_ext.evaluation.report import (
     as_markdown,
     print_report,
 )
-from fewseg_ext.files import write_text
+from fewseg_ext.files import remove_leftovers, write_text
 from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline, PrototypeModel
-from fewseg_ext.models.registry import build_model
 from fewseg_ext.models.vpi import VPI
 from fewseg_ext.progress import progress_bar
-from fewseg_ext.training.checkpoint import load_checkpoint
+from fewseg_ext.training.checkpoint import load_model
 
 METHODS: dict[str, type[BiOpt] | type[PrototypeBaseline]] = {"biopt": BiOpt, "baseline": PrototypeBaseline}
 EXAMPLES = 6
@@ -66,9 +65,7 @@ class ModelChoice:
         hashes: list[str] = []
         if self.checkpoint is not None:
             path = self.checkpoint.replace(FOLD, str(fold))
-            checkpoint = load_checkpoint(path)
-            model = build_model(checkpoint.model)
-            model.load_state_dict(checkpoint.weights)
+            model, checkpoint = load_model(path)
             hashes = checkpoint.photo_hashes or []
             about = {**model.config, "checkpoint": _file(path), "iterations": checkpoint.iteration}
         else:
@@ -157,6 +154,7 @@ def run_evaluation(
     }
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
 
     results: list[FoldScores] = []
     total = len(protocol.seeds) * sum(episodes)
@@ -211,7 +209,7 @@ def run_evaluation(
         if console is not None:
             console.print(f"No class_iou.png, no examples.png: {error}", markup=False, highlight=False)
     if console is not None:
-        console.print(f"Report, charts and examples: {out}", highlight=False)
+        console.print(f"Report, charts and examples: {out}", markup=False, highlight=False)
     return report
 
 

@@ -20,6 +20,9 @@ from fewseg_ext.models.prototypes import (
     upsample,
 )
 
+# The papers take 10; more than this would be a mistake, or a file that means to keep a computer busy.
+MOST_STEPS = 100_000
+
 
 @dataclass
 class SupportState(SupportTensors):
@@ -227,6 +230,8 @@ class BiOpt(PrototypeModel):
             raise ValueError(f'init: expected "module" or "support", got {init!r}')
         if inner_steps < 0:
             raise ValueError(f"inner_steps: expected 0 or more, got {inner_steps}")
+        if inner_steps > MOST_STEPS:
+            raise ValueError(f"inner_steps: expected at most {MOST_STEPS}, got {inner_steps}")
         if not math.isfinite(inner_lr):
             raise ValueError(f"inner_lr: expected a finite number, got {inner_lr}")
         if inner_reduction not in ("mean", "sum"):

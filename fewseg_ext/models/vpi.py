@@ -22,6 +22,10 @@ LOG_VARIANCE_RANGE = (-10.0, 4.0)
 INITIAL_LOG_VARIANCE = -4.0  # a deviation of 0.14
 
 
+# The paper takes 6; more than this would be a mistake, or a file that means to keep a computer busy.
+MOST_SAMPLES = 10_000
+
+
 @dataclass
 class GaussianState(SupportTensors):
     """What VPI keeps of a support set: one Gaussian per way and shot."""
@@ -204,6 +208,10 @@ class VPI(EpisodeModel[GaussianState, PyramidState, UncertainOutput]):
         ):
             if value < least:
                 raise ValueError(f"{name}: expected {least} or more, got {value}")
+        if max(num_samples, train_samples) > MOST_SAMPLES:
+            raise ValueError(
+                f"num_samples, train_samples: expected at most {MOST_SAMPLES}, got {num_samples}, {train_samples}"
+            )
         for name, choice, choices in (
             ("sample_from", sample_from, ("prior", "posterior")),
             ("average", average, ("probabilities", "logits")),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fewseg_ext.data.photos import turned_size
+from fewseg_ext.data.photos import check_format, turned_size
 
 # Where nobody else can reach the page, so that no token is needed.
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -59,6 +59,7 @@ def read_upload(path: Path, limits: Limits) -> Upload:
             # The limit below is ours; Pillow's own is for programs without one.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as file:
+                check_format(file, "it")
                 width, height = file.size
                 if width * height > limits.megapixels * 1_000_000:
                     raise ValueError(_too_many_pixels(limits, f"{width} x {height} pixels"))
