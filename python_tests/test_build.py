@@ -122,7 +122,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     architectures = {"CUDAARCHS": os.environ.get("CUDAARCHS", "90")}
     command = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", folder, ROOT)
-    run(*command, **architectures)
+    # The build folder remembers what `make setup` has asked for.
+    run(*command, "-C", "cmake.define.FEWSEG_BUILD_TESTS=OFF", PATH=path_of_tools(), **architectures)
     return next(folder.glob("*.whl"))
 
 
