@@ -34,12 +34,11 @@ RESULTS = ROOT / "benchmarks" / "results" / "paper_experiments"
 def run(lab: Lab, searched: bool = False) -> dict[str, Any]:
     """All experiments, as the JSON that everything is drawn from."""
     result: dict[str, Any] = {"environment": environment(), "command": "python benchmarks/paper_experiments.py"}
-    bench = vpi.Bench(lab)
     if searched:
-        result["search"] = search(lab, bench)
+        result["search"] = search(lab)
     result["biopt"] = biopt.run(lab)
-    result["vpi"] = vpi.run(bench)
-    result["uncertainty"] = uncertainty.run(lab, bench)
+    result["vpi"] = vpi.run(lab)
+    result["uncertainty"] = uncertainty.run(lab)
     result["protocol"] = protocol_line(lab)
     result["settings"] = {
         name: settings_of(lab.recipe(f"ablation-{name}")) for name in (*biopt.VARIANTS, *vpi.VARIANTS)
@@ -67,7 +66,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "paper_experiments", help="what was made is kept")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the JSON and the charts")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of every model (default 3)")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings of BiOpt at a time (default 2)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
     parser.add_argument("--search", action="store_true", help="also the trainings that the settings were chosen by")
     parser.add_argument("--draw", action="store_true", help="draw the charts from the JSON, and nothing else")
     return parser.parse_args(arguments)

@@ -46,7 +46,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 def write_folder(folder: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:
     """Calls ``write(new)`` with an empty folder beside ``folder``, and renames it to ``folder`` once it is filled.
 
-    What is at ``folder`` is replaced; it stays as it is where ``write`` fails.
+    What is at ``folder`` is replaced; it stays as it is where ``write`` fails. A process that is killed in the instant
+    between the two renames leaves nothing there, and both folders in a hidden one beside it.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)

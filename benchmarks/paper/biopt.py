@@ -1,7 +1,9 @@
 """BiOpt's ablation (the paper's Table 4), inner steps (Fig. 5), several scales (Table 5), training loss (Fig. 7)."""
 
+from collections.abc import Sequence
 from typing import Any
 
+from fewseg_ext.evaluation.evaluator import Evaluator
 from fewseg_ext.evaluation.protocol import MULTI_SCALE
 from fewseg_ext.models.biopt import BiOpt
 from paper.lab import Lab, score, settings_of, spread
@@ -16,88 +18,89 @@ VARIANTS = {
 }
 # Those that run without training too; the order of the gradient makes no difference there.
 UNTRAINED = ("baseline", "init", "dagger", "inopt")
+STEPPED = ("dagger", "inopt")
 STEPS = tuple(range(11))
 SHOTS = (1, 5)
+METRICS = ("miou", "fb_iou")
 
 
 def run(lab: Lab) -> dict[str, Any]:
     seeds = lab.effort.seeds
     # Seed by seed, so that a run that was stopped has whole rows first.
-    made = lab.train_all({f"{v}-{s}": lab.recipe(f"ablation-{v}", s) for s in seeds for v in VARIANTS})
-    trainings = {v: [made[f"{v}-{s}"] for s in seeds] for v in VARIANTS}
+    every = [(variant, seed) for seed in seeds for variant in VARIANTS]
+    made = dict(zip(every, lab.map(one, every), strict=True))
+    trainings = {v: [made[v, seed]["training"] for seed in seeds] for v in VARIANTS}
+    stepped = {v: [made[v, seed]["scores"]["steps"] for seed in seeds] for v in STEPPED}
+    scales = [made["inopt", seed]["scores"]["scales"] for seed in seeds]
     return {
-        "trained": {v: _table_row([_scores(lab, v, seed) for seed in seeds]) for v in VARIANTS},
-        "untrained": {v: _table_row([_scores(lab, v, seed, untrained=True) for seed in seeds]) for v in UNTRAINED},
-        "steps": {v: _steps(lab, v) for v in ("dagger", "inopt")},
-        "multi_scale": _multi_scale(lab),
+        "trained": {v: _row([made[v, seed]["scores"] for seed in seeds]) for v in VARIANTS},
+        "untrained": {v: _row(rows) for v, rows in _untrained(lab).items()},
+        "steps": {
+            v: {m: [spread([row[steps][m] for row in rows]) for steps in STEPS] for m in METRICS}
+            for v, rows in stepped.items()
+        },
+        "multi_scale": {which: _row([row[which] for row in scales]) for which in ("single", "several")},
         "losses": {v: [training["losses"] for training in trainings[v]] for v in ("baseline", "dagger", "inopt")},
         "validation": {v: [training["validation"] for training in trainings[v]] for v in VARIANTS},
         "training_seconds": {v: spread([training["seconds"] for training in trainings[v]]) for v in VARIANTS},
     }
 
 
-def _scores(lab: Lab, variant: str, seed: int, untrained: bool = False) -> dict[str, Any]:
-    """By number of shots."""
-    recipe = lab.recipe(f"ablation-{variant}", seed)
+def one(lab: Lab, variant: str, seed: int) -> dict[str, Any]:
+    """A training and all its scores, which one evaluator makes, so that every photo is encoded once."""
+    name, recipe = f"{variant}-{seed}", lab.recipe(f"ablation-{variant}", seed)
+    training = lab.train(name, recipe)
 
-    def make() -> dict[str, Any]:
-        model = lab.untrained(recipe) if untrained else lab.trained(f"{variant}-{seed}")
-        evaluator = lab.evaluator(model, lab.protocol(seed, SHOTS[0]))
-        result = {}
-        for shots in SHOTS:
-            evaluator.protocol = lab.protocol(seed, shots)
-            result[str(shots)] = score(evaluator, seed)
-        return result
-
-    name = f"{'untrained' if untrained else 'scores'}-{variant}-{seed}"
-    return lab.cached(name, [settings_of(recipe), str(lab.protocol(seed, 1))], make)
-
-
-def _table_row(seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        str(shots): {metric: spread([scores[str(shots)][metric] for scores in seeds]) for metric in ("miou", "fb_iou")}
-        for shots in SHOTS
-    }
-
-
-def _steps(lab: Lab, variant: str) -> dict[str, Any]:
-    """mIoU by the number of inner steps at the test; the training's stays the same."""
-    rows = []
-    for seed in lab.effort.seeds:
-        recipe, protocol = lab.recipe(f"ablation-{variant}", seed), lab.protocol(seed, 1, lab.effort.curve_episodes)
-
-        def make(variant: str = variant, seed: int = seed, protocol: Any = protocol) -> list[dict[str, Any]]:
-            model = lab.trained(f"{variant}-{seed}")
+    def scores() -> dict[str, Any]:
+        model = lab.trained(name)
+        evaluator = lab.evaluator(model, lab.protocol(seed, 1))
+        result = _by_shots(lab, evaluator, seed)
+        if variant in STEPPED:
             assert isinstance(model, BiOpt)
-            evaluator = lab.evaluator(model, protocol)
-            rows = []
+            trained_with = model.inner_steps
+            evaluator.protocol = lab.protocol(seed, 1, lab.effort.curve_episodes)
+            result["steps"] = []
             for steps in STEPS:
                 model.inner_steps = steps
-                rows.append(score(evaluator, seed))
-            return rows
+                result["steps"].append(score(evaluator, seed))
+            model.inner_steps = trained_with
+        if variant == "inopt":
+            few = lab.effort.curve_episodes
+            result["scales"] = {
+                "single": _by_shots(lab, evaluator, seed, few),
+                "several": _by_shots(lab, evaluator, seed, few, MULTI_SCALE),
+            }
+        return result
 
-        rows.append(lab.cached(f"steps-{variant}-{seed}", [settings_of(recipe), str(protocol)], make))
-    return {metric: [spread([row[steps][metric] for row in rows]) for steps in STEPS] for metric in ("miou", "fb_iou")}
+    settings = [settings_of(recipe), str(lab.protocol(seed, 1)), lab.effort.curve_episodes]
+    return {"training": training, "scores": lab.cached(f"scores-{name}", settings, scores)}
 
 
-def _multi_scale(lab: Lab) -> dict[str, Any]:
-    """InOpt at one scale and at three, on the same episodes."""
-    result: dict[str, Any] = {}
+def _untrained(lab: Lab) -> dict[str, list[dict[str, Any]]]:
+    """By variant and seed. All share one backbone and one evaluator, which encodes every photo once."""
+
+    def make() -> dict[str, list[dict[str, Any]]]:
+        models = {variant: lab.untrained(lab.recipe(f"ablation-{variant}")) for variant in UNTRAINED}
+        evaluator = lab.evaluator(models["inopt"], lab.protocol(0, 1))
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for variant, model in models.items():
+            evaluator.model = model
+            rows[variant] = [_by_shots(lab, evaluator, seed) for seed in lab.effort.seeds]
+        return rows
+
+    settings = [lab.backbone, lab.effort.seeds, str(lab.protocol(0, 1))]
+    return lab.cached("scores-untrained", settings, make)
+
+
+def _by_shots(
+    lab: Lab, evaluator: Evaluator, seed: int, episodes: int | None = None, scales: Sequence[float] = (1.0,)
+) -> dict[str, Any]:
+    result = {}
     for shots in SHOTS:
-        rows = []
-        for seed in lab.effort.seeds:
-            recipe = lab.recipe("ablation-inopt", seed)
-            protocol = lab.protocol(seed, shots, lab.effort.curve_episodes, MULTI_SCALE)
-
-            def make(seed: int = seed, shots: int = shots, protocol: Any = protocol) -> dict[str, Any]:
-                evaluator = lab.evaluator(lab.trained(f"inopt-{seed}"), protocol)
-                several = score(evaluator, seed)
-                evaluator.protocol = lab.protocol(seed, shots, lab.effort.curve_episodes)
-                return {"several": several, "single": score(evaluator, seed)}
-
-            rows.append(lab.cached(f"scales-{shots}-{seed}", [settings_of(recipe), str(protocol)], make))
-        result[str(shots)] = {
-            which: {metric: spread([row[which][metric] for row in rows]) for metric in ("miou", "fb_iou")}
-            for which in ("single", "several")
-        }
+        evaluator.protocol = lab.protocol(seed, shots, episodes, scales)
+        result[str(shots)] = score(evaluator, seed)
     return result
+
+
+def _row(seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    return {str(k): {m: spread([scores[str(k)][m] for scores in seeds]) for m in METRICS} for k in SHOTS}

@@ -3,7 +3,7 @@
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
@@ -56,7 +56,7 @@ class Lab:
         work: gets trainings and scores; what is there is not made again.
         effort: how much.
         console: shows what is done.
-        jobs: trainings at a time, each with its part of the threads: a network of this size does not fill two cores.
+        jobs: how many at a time, each with its part of the threads: a network of this size does not fill two cores.
     """
 
     train_root: Path
@@ -125,18 +125,19 @@ class Lab:
 
         return self.cached(f"train-{name}", settings_of(recipe), run)
 
-    def train_all(self, recipes: Mapping[str, Recipe]) -> dict[str, dict[str, Any]]:
-        """`train` for each name, ``jobs`` at a time."""
+    def map(self, function: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """``function(lab, *item)`` for every item, ``jobs`` at a time; a function of a module."""
         if self.jobs == 1:
-            return {name: self.train(name, recipe) for name, recipe in recipes.items()}
+            return [function(self, *item) for item in items]
         threads = max(1, torch.get_num_threads() // self.jobs)
         quiet = replace(self, console=None)
         with ProcessPoolExecutor(self.jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
-            results = {name: pool.submit(quiet.train, name, recipe) for name, recipe in recipes.items()}
-            for name, result in results.items():
-                result.result()
-                self.say(f"trained: {name}")
-        return {name: result.result() for name, result in results.items()}
+            waiting = [pool.submit(function, quiet, *item) for item in items]
+            results = []
+            for item, one in zip(items, waiting, strict=True):
+                results.append(one.result())
+                self.say("done: " + " ".join(map(str, item)))
+        return results
 
     def folder(self, name: str) -> Path:
         return self.work / "runs" / name

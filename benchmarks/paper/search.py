@@ -6,7 +6,7 @@ One training each, of the first seed. What the recipes say now is the row that i
 from typing import Any
 
 from paper.lab import Lab
-from paper.vpi import Bench
+from paper.vpi import bench_of
 
 # The first block of MobileNetV2 that trains, with every block after it.
 FROM_BLOCK = {"all layers": 0, "from block 7": 7, "from block 14": 14}
@@ -14,7 +14,7 @@ BIOPT = ((5e-4, "all layers"), (2e-3, "all layers"), (4e-3, "from block 7"), (2e
 VPI = (3e-4, 1e-3, 3e-3)
 
 
-def search(lab: Lab, bench: Bench) -> list[dict[str, Any]]:
+def search(lab: Lab) -> list[dict[str, Any]]:
     """One row for each setting."""
     untrained = lab.untrained(lab.recipe("ablation-inopt"))
     score = lab.cached("search-untrained", lab.backbone, lambda: lab.validate(untrained))
@@ -23,12 +23,15 @@ def search(lab: Lab, bench: Bench) -> list[dict[str, Any]]:
     for lr, layers in BIOPT:
         frozen = [f"backbone.features.{i}" for i in range(FROM_BLOCK[layers])]
         changed = lab.recipe("ablation-inopt", 0, f"--training.lr={lr}", f"--training.frozen=[{','.join(frozen)}]")
-        training = lab.train(f"search-inopt-{lr:g}-{layers.replace(' ', '-')}", changed)
-        rows.append(_row(f"InOpt, SGD {lr:g}, {layers}", training, changed == recipe))
+        chosen = changed == recipe
+        name = "inopt-0" if chosen else f"search-inopt-{lr:g}-{layers.replace(' ', '-')}"
+        rows.append(_row(f"InOpt, SGD {lr:g}, {layers}", lab.train(name, changed), chosen))
     recipe = lab.recipe("ablation-vpi")
     for lr in VPI:
         changed = lab.recipe("ablation-vpi", 0, f"--training.lr={lr}")
-        rows.append(_row(f"VPI, AdamW {lr:g}", bench.train(f"search-vpi-{lr:g}", changed), changed == recipe))
+        chosen = changed == recipe
+        name = "vpi-0" if chosen else f"search-vpi-{lr:g}"
+        rows.append(_row(f"VPI, AdamW {lr:g}", bench_of(lab).train(name, changed), chosen))
     return rows
 
 

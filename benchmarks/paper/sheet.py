@@ -10,7 +10,7 @@ from fewseg_ext.data.transforms import PairTransform
 from fewseg_ext.evaluation.evaluate import example_rows
 from fewseg_ext.evaluation.pictures import draw_grid, save_figure
 from paper.lab import Lab
-from paper.vpi import Bench
+from paper.vpi import bench_of
 
 ROWS = 5
 
@@ -21,11 +21,10 @@ def draw_sheet(lab: Lab, path: Path, source: ImageSource | None = None) -> None:
         root = generate_synthetic(lab.work / "generated", SyntheticConfig(train_classes=2, unseen_classes=ROWS))
         source = FSS1000(root / "unseen")
     seed = lab.effort.seeds[0]
-    bench = Bench(lab)
     models = {
         "baseline": lab.trained(f"baseline-{seed}"),
         "BiOpt": lab.trained(f"inopt-{seed}"),
-        "VPI": bench.trained(f"vpi-{seed}", lab.recipe("ablation-vpi", seed)),
+        "VPI": bench_of(lab).trained(f"vpi-{seed}", lab.recipe("ablation-vpi", seed)),
     }
     episodes = EpisodeDataset(source, 50 * ROWS, transform=PairTransform(lab.size))
     save_figure(path, draw_grid(example_rows(episodes, models, ROWS)))

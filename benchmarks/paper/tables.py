@@ -56,7 +56,7 @@ def inner_steps(result: dict[str, Any]) -> list[str]:
 def multi_scale(result: dict[str, Any]) -> list[str]:
     scales = result["biopt"]["multi_scale"]
     rows = [
-        [name, *(cell(scales[k][which]["miou"]) for k in ("1", "5"))]
+        [name, *(cell(scales[which][k]["miou"]) for k in ("1", "5"))]
         for which, name in (("single", "one scale"), ("several", "0.7, 1 and 1.3"))
     ]
     return table(["InOpt, mIoU", "1-shot", "5-shot"], rows)

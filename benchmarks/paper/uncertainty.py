@@ -18,9 +18,10 @@ from fewseg_ext.evaluation.evaluator import sample_generator
 from fewseg_ext.models.episode_model import EpisodeModel
 from fewseg_ext.models.prototypes import upsample
 from paper.lab import Lab, settings_of, spread
-from paper.vpi import Bench
+from paper.vpi import bench_of
 
 MODELS = ("vpi", "vpi-deterministic", "inopt")
+EPISODES = 100  # of each table
 PIXELS = 400  # of a query
 BINS = 10
 
@@ -103,24 +104,24 @@ def measures(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, An
     return result
 
 
-def run(lab: Lab, bench: Bench) -> dict[str, Any]:
-    _, validation = lab.training_photos()
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in MODELS}
-    episodes = lab.effort.curve_episodes
-    for name in MODELS:
-        for seed in lab.effort.seeds:
-            recipe = lab.recipe(f"ablation-{name}", seed)
+def run(lab: Lab) -> dict[str, Any]:
+    every = [(name, seed) for name in MODELS for seed in lab.effort.seeds]
+    made = dict(zip(every, lab.map(one, every), strict=True))
+    return {name: _summary([made[name, seed] for seed in lab.effort.seeds]) for name in MODELS}
 
-            def make(name: str = name, seed: int = seed, recipe: Any = recipe) -> dict[str, Any]:
-                run_name = f"{name}-{seed}"
-                model = lab.trained(run_name) if name == "inopt" else bench.trained(run_name, recipe)
-                size = recipe.data.size
-                # The temperature never sees a test class.
-                temperature = fit_temperature(*pixel_table(model, validation, size, episodes, seed))
-                return measures(*pixel_table(model, lab.test, size, episodes, seed), temperature)
 
-            results[name].append(lab.cached(f"uncertainty-{name}-{seed}", [settings_of(recipe), episodes], make))
-    return {name: _summary(rows) for name, rows in results.items()}
+def one(lab: Lab, name: str, seed: int) -> dict[str, Any]:
+    recipe, episodes = lab.recipe(f"ablation-{name}", seed), min(EPISODES, lab.effort.episodes)
+
+    def make() -> dict[str, Any]:
+        run_name = f"{name}-{seed}"
+        model = lab.trained(run_name) if name == "inopt" else bench_of(lab).trained(run_name, recipe)
+        _, validation = lab.training_photos()
+        # The temperature never sees a test class.
+        temperature = fit_temperature(*pixel_table(model, validation, lab.size, episodes, seed))
+        return measures(*pixel_table(model, lab.test, lab.size, episodes, seed), temperature)
+
+    return lab.cached(f"uncertainty-{name}-{seed}", [settings_of(recipe), episodes], make)
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

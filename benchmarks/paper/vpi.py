@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,10 @@ from paper.lab import Lab, score, settings_of, spread
 
 VARIANTS = ("vpi", "vpi-deterministic")
 SHOTS = (1, 5)
+METRICS = ("miou", "fb_iou")
 SAMPLES = (1, 2, 4, 6, 10)
+WEIGHTINGS = ("uniform", "precision")
+AGGREGATIONS = [(mean, variance) for mean in WEIGHTINGS for variance in WEIGHTINGS]  # of means, of variances
 BATCH = 20
 
 
@@ -109,93 +113,82 @@ def _validate(model: VPI, photos: NumberedPhotos, episodes: NumberedEpisodes) ->
     return 100 * float(score.compute()["miou"])
 
 
-def run(bench: Bench) -> dict[str, Any]:
-    lab, seeds = bench.lab, bench.lab.effort.seeds
-    trainings = {v: [bench.train(f"{v}-{seed}", lab.recipe(f"ablation-{v}", seed)) for seed in seeds] for v in VARIANTS}
-    rows = {v: [_scores(bench, v, seed) for seed in seeds] for v in VARIANTS}
+def run(lab: Lab) -> dict[str, Any]:
+    seeds = lab.effort.seeds
+    every = [(variant, seed) for seed in seeds for variant in VARIANTS]
+    made = dict(zip(every, lab.map(one, every), strict=True))
+    scores = {v: [made[v, seed]["scores"] for seed in seeds] for v in VARIANTS}
+    trainings = {v: [made[v, seed]["training"] for seed in seeds] for v in VARIANTS}
     names = lab.test.class_names
     return {
         "trained": {
-            v: {str(k): {m: spread([row[str(k)][m] for row in rows[v]]) for m in ("miou", "fb_iou")} for k in SHOTS}
-            for v in VARIANTS
+            v: {str(k): {m: spread([row[str(k)][m] for row in rows]) for m in METRICS} for k in SHOTS}
+            for v, rows in scores.items()
         },
         "class_iou": {
-            v: {name: spread([row["1"]["class_iou"][name] for row in rows[v]]) for name in names} for v in VARIANTS
+            v: {name: spread([row["1"]["class_iou"][name] for row in rows]) for name in names}
+            for v, rows in scores.items()
         },
-        "aggregation": _aggregation(bench),
-        "samples": _samples(bench),
+        "aggregation": {
+            f"{mean} {variance}": {
+                m: spread([row["aggregation"][f"{mean} {variance}"][m] for row in scores["vpi"]]) for m in METRICS
+            }
+            for mean, variance in AGGREGATIONS
+        },
+        "samples": {
+            "samples": list(SAMPLES),
+            "miou": [spread([row["samples"][i]["miou"] for row in scores["vpi"]]) for i in range(len(SAMPLES))],
+            "ms": lab.cached("samples-times", settings_of(lab.recipe("ablation-vpi")), lambda: times(lab)),
+        },
         "validation": {v: [training["validation"] for training in trainings[v]] for v in VARIANTS},
         "training_seconds": {v: spread([training["seconds"] for training in trainings[v]]) for v in VARIANTS},
     }
 
 
-def _scores(bench: Bench, variant: str, seed: int) -> dict[str, Any]:
-    lab, recipe = bench.lab, bench.lab.recipe(f"ablation-{variant}", seed)
+def one(lab: Lab, variant: str, seed: int) -> dict[str, Any]:
+    """A training and all its scores."""
+    bench, name, recipe = bench_of(lab), f"{variant}-{seed}", lab.recipe(f"ablation-{variant}", seed)
+    training = bench.train(name, recipe)
+    few = lab.effort.curve_episodes
 
-    def make() -> dict[str, Any]:
-        bench.evaluator.model = bench.trained(f"{variant}-{seed}", recipe)
-        result = {}
+    def scores() -> dict[str, Any]:
+        model, evaluator = bench.trained(name, recipe), bench.evaluator
+        evaluator.model = model
+        result: dict[str, Any] = {}
         for shots in SHOTS:
-            bench.evaluator.protocol = lab.protocol(seed, shots)
-            result[str(shots)] = score(bench.evaluator, seed)
-        return result
-
-    return lab.cached(f"scores-{variant}-{seed}", [settings_of(recipe), str(lab.protocol(seed, 1))], make)
-
-
-def _aggregation(bench: Bench) -> dict[str, Any]:
-    """5-shot, by how means and variances of the shots are weighted."""
-    lab = bench.lab
-    result = {}
-    for mean in ("uniform", "precision"):
-        for variance in ("uniform", "precision"):
-            rows = []
-            for seed in lab.effort.seeds:
-                recipe = lab.recipe("ablation-vpi", seed)
-                protocol = lab.protocol(seed, 5, lab.effort.curve_episodes)
-
-                def make(mean: str = mean, variance: str = variance, seed: int = seed, protocol: Any = protocol,
-                         recipe: Recipe = recipe) -> dict[str, Any]:  # fmt: skip
-                    model = bench.trained(f"vpi-{seed}", recipe)
-                    model.mean_weighting, model.variance_weighting = mean, variance
-                    bench.evaluator.model, bench.evaluator.protocol = model, protocol
-                    return score(bench.evaluator, seed)
-
-                name = f"aggregation-{mean}-{variance}-{seed}"
-                rows.append(lab.cached(name, [settings_of(recipe), str(protocol)], make))
-            result[f"{mean} {variance}"] = {m: spread([row[m] for row in rows]) for m in ("miou", "fb_iou")}
-    return result
-
-
-def _samples(bench: Bench) -> dict[str, Any]:
-    """By the number of samples L: mIoU, and milliseconds of one prediction without the backbone."""
-    lab = bench.lab
-    rows = []
-    for seed in lab.effort.seeds:
-        recipe, protocol = lab.recipe("ablation-vpi", seed), lab.protocol(seed, 1, lab.effort.curve_episodes)
-
-        def make(seed: int = seed, protocol: Any = protocol, recipe: Recipe = recipe) -> list[dict[str, Any]]:
-            model = bench.trained(f"vpi-{seed}", recipe)
-            bench.evaluator.model, bench.evaluator.protocol = model, protocol
-            rows = []
+            evaluator.protocol = lab.protocol(seed, shots)
+            result[str(shots)] = score(evaluator, seed)
+        if not model.deterministic:
+            evaluator.protocol = lab.protocol(seed, 5, few)
+            result["aggregation"] = {}
+            for mean, variance in AGGREGATIONS:
+                model.mean_weighting, model.variance_weighting = mean, variance
+                result["aggregation"][f"{mean} {variance}"] = score(evaluator, seed)
+            evaluator.protocol = lab.protocol(seed, 1, few)
+            result["samples"] = []
             for samples in SAMPLES:
                 model.num_samples = samples
-                rows.append(score(bench.evaluator, seed))
-            return rows
+                result["samples"].append(score(evaluator, seed))
+        return result
 
-        rows.append(lab.cached(f"samples-{seed}", [settings_of(recipe), str(protocol)], make))
+    settings = [settings_of(recipe), str(lab.protocol(seed, 1)), few]
+    return {"training": training, "scores": lab.cached(f"scores-{name}", settings, scores)}
 
-    def times() -> list[float]:
-        model = bench.model(lab.recipe("ablation-vpi"))
-        image = torch.randn(1, 3, bench.size, bench.size)
-        masks = torch.zeros(1, 1, 1, bench.size, bench.size, dtype=torch.uint8)
-        masks[..., : bench.size // 2] = 1
-        with torch.inference_mode():
-            state, query = model.encode_support(image[:, None, None], masks), model.encode_query(image)
-            return [time_ms(lambda n=n: model.predict(state, query, num_samples=n))["p50"] for n in SAMPLES]
 
-    return {
-        "samples": list(SAMPLES),
-        "miou": [spread([row[i]["miou"] for row in rows]) for i in range(len(SAMPLES))],
-        "ms": lab.cached("samples-times", settings_of(lab.recipe("ablation-vpi")), times),
-    }
+_benches: dict[Path, Bench] = {}
+
+
+def bench_of(lab: Lab) -> Bench:
+    """The same one in every call of a process: the kept maps are large."""
+    return _benches.setdefault(lab.work, Bench(lab))
+
+
+def times(lab: Lab) -> list[float]:
+    """Milliseconds of one prediction without the backbone, by the number of samples."""
+    model, side = bench_of(lab).model(lab.recipe("ablation-vpi")), lab.size
+    image = torch.randn(1, 3, side, side)
+    masks = torch.zeros(1, 1, 1, side, side, dtype=torch.uint8)
+    masks[..., : side // 2] = 1
+    with torch.inference_mode():
+        state, query = model.encode_support(image[:, None, None], masks), model.encode_query(image)
+        return [time_ms(lambda n=n: model.predict(state, query, num_samples=n))["p50"] for n in SAMPLES]

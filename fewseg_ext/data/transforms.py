@@ -3,14 +3,17 @@
 import random
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from fewseg_ext.optional import need_torchvision
 
 # ImageNet statistics of RGB values in [0, 1], which the pretrained backbones expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # What a source writes for pixels that count neither way: 255 could be a class.
 SOURCE_IGNORE = -1
+# Imported where it is used: importing this package must not need it.
+_NEEDS = "transforms of images need"
 # What fills the outside of a photo: zero after normalisation, but for rounding.
 _MEAN_PIXEL = tuple(round(255 * value) for value in IMAGENET_MEAN)
 
@@ -41,14 +44,14 @@ class PairTransform:
         Returns:
             The image, float32 [3,h,w] normalised with the ImageNet statistics, and the labels, dtype unchanged.
         """
-        # torchvision cannot be imported beside every torch, so importing this package must not need it.
-        from torchvision.transforms.v2 import functional as V
+        need_torchvision(_NEEDS)
+        from torchvision.transforms.v2 import functional as F
 
         if self.size is not None:
             image, labels = _resize(image, labels, self.size)
         if self.flip and rng.random() < 0.5:
-            image, labels = V.horizontal_flip(image), V.horizontal_flip(labels)
-        return normalize(V.to_dtype(image, torch.float32, scale=True)), labels
+            image, labels = F.horizontal_flip(image), F.horizontal_flip(labels)
+        return normalize(F.to_dtype(image, torch.float32, scale=True)), labels
 
 
 class ScaleAndCrop(PairTransform):
@@ -98,17 +101,18 @@ class RotateAndCrop(PairTransform):
 
     def __call__(self, image: Tensor, labels: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
         """See `PairTransform`."""
+        need_torchvision(_NEEDS)
         from torchvision.transforms import InterpolationMode
-        from torchvision.transforms.v2 import functional as V
+        from torchvision.transforms.v2 import functional as F
 
         angle = rng.uniform(-self.degrees, self.degrees)
         nearest, bilinear = InterpolationMode.NEAREST, InterpolationMode.BILINEAR
-        image = V.rotate(image, angle, interpolation=bilinear, fill=list(_MEAN_PIXEL))
-        labels = V.rotate(labels[None], angle, interpolation=nearest, fill=[SOURCE_IGNORE])[0]
+        image = F.rotate(image, angle, interpolation=bilinear, fill=list(_MEAN_PIXEL))
+        labels = F.rotate(labels[None], angle, interpolation=nearest, fill=[SOURCE_IGNORE])[0]
         below, right = (max(0, self.side - length) for length in labels.shape)
         if below or right:
-            image = V.pad(image, [0, 0, right, below], fill=list(_MEAN_PIXEL))
-            labels = V.pad(labels[None], [0, 0, right, below], fill=SOURCE_IGNORE)[0]
+            image = F.pad(image, [0, 0, right, below], fill=list(_MEAN_PIXEL))
+            labels = F.pad(labels[None], [0, 0, right, below], fill=SOURCE_IGNORE)[0]
         top, left = (rng.randint(0, length - self.side) for length in labels.shape)
         window = (..., slice(top, top + self.side), slice(left, left + self.side))
         return super().__call__(image[window], labels[window], rng)
@@ -133,19 +137,20 @@ def vpi_transforms(size: int = 384, degrees: float = 10.0) -> tuple[PairTransfor
 
 def _resize(image: Tensor, labels: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Squashes both to side x side: the image smoothly, the labels by the nearest pixel."""
+    need_torchvision(_NEEDS)
     from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import functional as V
+    from torchvision.transforms.v2 import functional as F
 
     if tuple(image.shape[-2:]) == (side, side):
         return image, labels
     size = [side, side]
-    image = V.resize(image, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
-    return image, V.resize(labels[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
+    image = F.resize(image, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return image, F.resize(labels[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
 
 
 def squash_labels(labels: Tensor, side: int) -> Tensor:
     """uint8 [h,w] squashed to a square by the nearest pixel, as `PairTransform` does it."""
-    return F.interpolate(labels[None, None], size=(side, side), mode="nearest-exact")[0, 0]
+    return torch.nn.functional.interpolate(labels[None, None], size=(side, side), mode="nearest-exact")[0, 0]
 
 
 def normalize(images: Tensor) -> Tensor:

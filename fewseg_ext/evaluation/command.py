@@ -118,8 +118,8 @@ def run_evaluation(
     """Scores a model and writes the result.
 
     Args:
-        out_dir: gets ``evaluation.json``, ``.csv``, ``.md``, ``class_iou.png`` and ``examples.png``. Each file appears
-            whole or not at all.
+        out_dir: gets ``evaluation.json``, ``.csv``, ``.md`` and, where matplotlib is installed, ``class_iou.png`` and
+            ``examples.png``. Each file appears whole or not at all.
         choice: the model; a checkpoint for several folds needs "{fold}" in its name, since each fold has its own.
         dataset: one of `SOURCES`.
         root: the data set's folder.
@@ -199,17 +199,21 @@ def run_evaluation(
             "images_encoded": encoded,
         },
     )
-    _write(out, report, sources[0], models[0][0], device)
+    _write(out, report)
     if console is not None:
         print_report(console, report)
+    try:
+        _draw(out, report, sources[0], models[0][0], device)
+    except ImportError as error:
+        # The scores took hours, and are written.
+        if console is not None:
+            console.print(f"No class_iou.png, no examples.png: {error}", markup=False, highlight=False)
+    if console is not None:
         console.print(f"Report, charts and examples: {out}", markup=False, highlight=False)
     return report
 
 
-def _write(
-    out: Path, report: EvaluationReport, source: ImageSource, model: nn.Module, device: torch.device | str
-) -> None:
-    protocol = report.protocol
+def _write(out: Path, report: EvaluationReport) -> None:
     texts = {
         "json": json.dumps(as_json(report), indent=2, allow_nan=False) + "\n",
         "csv": as_csv(report),
@@ -217,6 +221,13 @@ def _write(
     }
     for suffix, text in texts.items():
         write_text(out / f"evaluation.{suffix}", text)
+
+
+def _draw(
+    out: Path, report: EvaluationReport, source: ImageSource, model: nn.Module, device: torch.device | str
+) -> None:
+    """Needs matplotlib."""
+    protocol = report.protocol
     spreads = {name: s for name, s in report.class_spreads("original").items() if s.mean == s.mean}
     save_figure(
         out / "class_iou.png",

@@ -36,6 +36,15 @@ class GridRow:
     uncertainties: dict[str, Tensor] = field(default_factory=dict)  # column title -> float32 [h,w] in nats
 
 
+def check_matplotlib() -> None:
+    """To be called before the minutes or hours whose pictures are drawn at the end.
+
+    Raises:
+        ImportError: it is not installed; the message says how to.
+    """
+    _figure_class()
+
+
 def draw_grid(rows: Sequence[GridRow]) -> "Figure":
     """Support, query, truth, every prediction and every map of uncertainty in columns, one episode per row.
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fewseg_ext.optional import need_torchvision
 from fewseg_ext.torch_files import load_torch
 
 BACKBONES = ("conv4", "mobilenet_v2", "resnet18", "resnet50", "resnet101", "vgg16")
@@ -164,10 +165,9 @@ def build_backbone(name: str, weights: str | os.PathLike[str] | None = None) -> 
 
 
 def _torchvision_backbone(name: str, weights: str | os.PathLike[str] | None) -> nn.Module:
-    try:
-        from torchvision import models
-    except ImportError as error:
-        raise ImportError(f"backbone {name!r} needs torchvision: pip install torchvision") from error
+    need_torchvision(f"backbone {name!r} needs")
+    from torchvision import models
+
     # torchvision dilates its ResNets of bottleneck blocks itself, and refuses for the others.
     options = {"replace_stride_with_dilation": [False, True, True]} if name in ("resnet50", "resnet101") else {}
     full: Any = models.get_model(name, weights=None, **options)

@@ -6,6 +6,7 @@ kernels; autograd, autocast and the shape rules (fake kernels) are registered fr
 
 import os
 import sysconfig
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,24 @@ _BAD_LABEL = "target has the label"
 
 
 def _find(name: str) -> Path:
-    """A library of this package. Python that runs in the source folder finds the package there before the installed
-    one, and the kernels only in the latter."""
+    """A library of this package. Python that runs in the source folder, or after an editable installation, finds the
+    package there and the kernels only where they were installed."""
     if not (_PACKAGE / name).is_file() and (_PACKAGE.parent / "CMakeLists.txt").is_file():
         return Path(sysconfig.get_path("platlib"), "fewseg_ext", name)
     return _PACKAGE / name
+
+
+def _warn_of_newer_sources(library: Path) -> None:
+    """Beside sources that can be edited: edits of Python are seen at once, those of C++ when it is built again."""
+    root = _PACKAGE.parent
+    sources = [root / "CMakeLists.txt", *(p for folder in ("cmake", "csrc") for p in (root / folder).rglob("*.*"))]
+    newest = max(sources, key=lambda path: path.stat().st_mtime)
+    if newest.stat().st_mtime > library.stat().st_mtime:
+        warnings.warn(
+            f"{newest.relative_to(root)} is newer than the compiled kernels in {library.parent}: install again, with "
+            "the command that installed them, or the edit has no effect",
+            stacklevel=2,
+        )
 
 
 def _load(name: str) -> None:
@@ -39,6 +53,8 @@ def _load(name: str) -> None:
             "with `pip install .` from the source folder; the sources alone do not work, because the kernels have to "
             "be compiled."
         )
+    if path.parent != _PACKAGE:
+        _warn_of_newer_sources(path)
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -143,6 +159,8 @@ def register_autocast(op: str, features: bool = True) -> None:
 class _NoSecondDerivative(torch.autograd.Function):
     """Runs a backward op and lets nobody differentiate it: a silent zero would be a wrong number."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(op: Any, name: str, *args: Any) -> Any:
         with below_autograd():
@@ -171,7 +189,7 @@ def define_backward(op: str) -> Callable[..., Any]:
         library.impl(name, _without_cuda(op), "CUDA")
 
     def call(*args: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args):
+        if needs_gradient(*(x for x in args if isinstance(x, Tensor))):
             return _NoSecondDerivative.apply(overload, op, *args)
         with below_autograd():
             return overload(*args)
@@ -203,6 +221,9 @@ def differentiable(function: type[torch.autograd.Function], results: int = 1) ->
         backward = staticmethod(function.backward)
 
     class Whole(function):  # type: ignore[valid-type, misc]
+        # vmap calls forward and backward slice by slice: torch has that for every operator without a rule of its own.
+        generate_vmap_rule = True
+
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             if isinstance(output, tuple):
@@ -255,9 +276,9 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd has to see a call with these arguments.
 
     Forward mode counts too: the autograd Functions have no jvp and say so, where the bare kernel would drop the
-    tangents without a word.
+    tangents without a word. So do torch.func transforms: a slice under vmap does not know whether the whole needs one.
     """
-    if torch.autograd.forward_ad._current_level >= 0:
+    if torch.autograd.forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return True
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 

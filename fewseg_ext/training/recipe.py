@@ -16,17 +16,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fewseg_ext.files import read_text
 from fewseg_ext.models.registry import MODELS
 from fewseg_ext.training.config import TrainingConfig
 from fewseg_ext.training.data import DataConfig
 
 try:
+    import yaml
     from jsonargparse import ArgumentParser
 except ImportError as error:
-    raise ImportError("recipes need jsonargparse: pip install 'jsonargparse[signatures]'") from error
+    raise ImportError("recipes need jsonargparse and PyYAML: pip install 'fewseg-ext[training]'") from error
 
 DEEPEST = 20
 FOLDER = Path(__file__).with_name("recipes")

@@ -77,6 +77,9 @@ class _Run:
         train, validation = hold_out(source, recipe.data.validation_classes)
         self.validation: EpisodeDataset | None = None
         if validation is not None:
+            # Only validations need torchmetrics; its absence is better told now than by the first of them.
+            import fewseg_ext.evaluation.metrics  # noqa: F401
+
             self.validation = validation_episodes(validation, recipe.data, recipe.run.validation_episodes)
         torch.manual_seed(recipe.training.seed)
         # The weights that a training started from need not be there when it goes on.

@@ -49,6 +49,7 @@ def test_every_experiment_and_its_tables_and_charts(lab: Lab, tmp_path: Path, mo
     # A second run takes everything from the work folder, figures and seconds alike.
     monkeypatch.setattr(Lab, "trained", None)
     monkeypatch.setattr("paper.vpi.Bench.photos", None)
+    monkeypatch.setattr("paper.vpi.Bench.trained", None)
     again = paper_experiments.run(lab)
     assert {**again, "search": []} == {**result, "environment": again["environment"]}
 

@@ -54,18 +54,24 @@ def test_training_lowers_the_loss(optimizer):
 def test_frozen_parts_keep_their_weights():
     trained = model()
     before = {name: p.clone() for name, p in trained.named_parameters()}
-    config = TrainingConfig(iterations=2, batch_size=2, frozen=("backbone.0", "weight_generator"), weight_decay=0.1)
+    config = TrainingConfig(
+        iterations=2, batch_size=2, frozen=("backbone.blocks.0", "weight_generator"), weight_decay=0.1
+    )
     Trainer(trained, episodes(), config).run()
     kept = {name for name, p in trained.named_parameters() if torch.equal(p, before[name])}
-    parts = {".".join(name.split(".")[:2]) for name in kept}
-    assert parts == {"backbone.0", "weight_generator.weight", "weight_generator.bias"}
+    assert {".".join(name.split(".")[:3]) for name in kept} == {
+        "backbone.blocks.0", "weight_generator.weight", "weight_generator.bias",
+    }  # fmt: skip
     assert any(name.startswith("backbone.") for name in before.keys() - kept)
 
 
 @pytest.mark.parametrize(
     ("frozen", "message"),
     [
-        (("backbone.9",), r"the model has no part 'backbone.9'; its parts are backbone, weight_generator"),
+        (
+            ("backbone.blocks.9",),
+            r"the model has no part 'backbone.blocks.9'; its parts are backbone, weight_generator",
+        ),
         (("backbon",), "the model has no part 'backbon'"),  # whole names only
         (("backbone", "weight_generator"), "nothing is left to train"),
     ],
@@ -81,7 +87,7 @@ def test_channels_last_trains_alike():
         config = TrainingConfig(iterations=3, batch_size=2, channels_last=channels_last)
         trainer = Trainer(model(), episodes(), config)
         histories.append(trainer.run())
-    assert trainer.model.backbone[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert trainer.model.backbone.blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
     assert histories[1] == pytest.approx(histories[0], rel=1e-3)
 
 

@@ -77,7 +77,6 @@ def prepare_coco20i(
     mask_tools()
     root = Path(root)
     if download:
-        root.mkdir(parents=True, exist_ok=True)
         download_coco(root, year, console)
     files = {s: root / "annotations" / f"instances_{s}.json" for s in (f"train{year}", f"val{year}")}
     if not any(path.is_file() for path in files.values()):

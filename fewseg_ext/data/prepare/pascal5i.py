@@ -159,7 +159,6 @@ def prepare_pascal5i(
     root = Path(root)
     published = read_published_lists(lists) if lists is not None else PublishedLists()
     if download:
-        root.mkdir(parents=True, exist_ok=True)
         try:
             devkit = find_devkit(root)
         except FileNotFoundError:
