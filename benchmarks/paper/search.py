@@ -11,7 +11,7 @@ from paper.vpi import bench_of
 # The first block of MobileNetV2 that trains, with every block after it.
 FROM_BLOCK = {"all layers": 0, "from block 7": 7, "from block 14": 14}
 BIOPT = ((5e-4, "all layers"), (2e-3, "all layers"), (4e-3, "from block 7"), (2e-3, "from block 14"))
-VPI = (3e-4, 1e-3, 3e-3)
+VPI = (3e-4, 1e-3)
 
 
 def search(lab: Lab) -> list[dict[str, Any]]:
