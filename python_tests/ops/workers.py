@@ -28,8 +28,10 @@ def value_and_gradients(number: int, args: tuple[Any, ...]) -> list[torch.Tensor
 
 
 class Calls(Dataset[list[torch.Tensor]]):
-    """Item i: what the operator of sample i gives. Forward only: torch refuses autograd in a process that was forked from
-    one in which autograd had threads of its own."""
+    """Item i: what the operator of sample i gives, forward only.
+
+    torch refuses autograd in a process that was forked from one in which autograd had threads of its own.
+    """
 
     def __len__(self) -> int:
         return len(SAMPLES)
