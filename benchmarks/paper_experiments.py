@@ -39,7 +39,6 @@ def run(lab: Lab, searched: bool = False) -> dict[str, Any]:
     result["biopt"] = biopt.run(lab)
     result["vpi"] = vpi.run(lab)
     result["uncertainty"] = uncertainty.run(lab)
-    result["trainings"] = len(lab.effort.seeds)
     result["protocol"] = protocol_line(lab)
     result["settings"] = {
         name: settings_of(lab.recipe(f"ablation-{name}")) for name in (*biopt.VARIANTS, *vpi.VARIANTS)

@@ -24,8 +24,6 @@ VARIANTS = {
 }
 # Those that run without training too; the order of the gradient makes no difference there.
 UNTRAINED = ("baseline", "init", "dagger", "inopt")
-# Trainings of those that the papers have no figure for; the others have as many as there are seeds.
-FEWER = {"init": 2, "first-order": 2}
 STEPPED = ("dagger", "inopt")
 STEPS = tuple(range(11))
 SHOTS = (1, 5)
@@ -36,13 +34,13 @@ METRICS = ("miou", "fb_iou")
 def run(lab: Lab) -> dict[str, Any]:
     seeds = lab.effort.seeds
     # Seed by seed, so that a run that was stopped has whole rows first.
-    every = [(v, seed) for seed in seeds for v in VARIANTS if seed in seeds_of(lab, v)]
+    every = [(variant, seed) for seed in seeds for variant in VARIANTS]
     made = dict(zip(every, lab.map(one, every), strict=True))
-    trainings = {v: [made[v, seed]["training"] for seed in seeds_of(lab, v)] for v in VARIANTS}
+    trainings = {v: [made[v, seed]["training"] for seed in seeds] for v in VARIANTS}
     stepped = {v: [made[v, seed]["scores"]["steps"] for seed in seeds] for v in STEPPED}
     scales = [made["inopt", seed]["scores"]["scales"] for seed in seeds]
     return {
-        "trained": {v: _row([made[v, seed]["scores"] for seed in seeds_of(lab, v)]) for v in VARIANTS},
+        "trained": {v: _row([made[v, seed]["scores"] for seed in seeds]) for v in VARIANTS},
         "untrained": {v: _row(rows) for v, rows in _untrained(lab).items()},
         "steps": {
             v: {m: [spread([row[steps][m] for row in rows]) for steps in STEPS] for m in METRICS}
@@ -54,11 +52,6 @@ def run(lab: Lab) -> dict[str, Any]:
         "geometry": {which: _geometry(lab, which) for which in ("untrained", "trained")},
         "training_seconds": {v: spread([training["seconds"] for training in trainings[v]]) for v in VARIANTS},
     }
-
-
-def seeds_of(lab: Lab, variant: str) -> tuple[int, ...]:
-    """The seeds that a variant is trained with."""
-    return lab.effort.seeds[: FEWER.get(variant, len(lab.effort.seeds))]
 
 
 def one(lab: Lab, variant: str, seed: int) -> dict[str, Any]:
