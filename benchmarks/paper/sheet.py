@@ -3,12 +3,15 @@ ours to show. With photos of your own, call `draw_sheet` with a lab whose test s
 
 from pathlib import Path
 
+from PIL import Image
+
 from fewseg_ext.data.episodes import EpisodeDataset, ImageSource
 from fewseg_ext.data.fss1000 import FSS1000
 from fewseg_ext.data.synthetic import SyntheticConfig, generate_synthetic
 from fewseg_ext.data.transforms import PairTransform
 from fewseg_ext.evaluation.evaluate import example_rows
 from fewseg_ext.evaluation.pictures import draw_grid, save_figure
+from fewseg_ext.files import write_atomically
 from paper.lab import Lab
 from paper.vpi import bench_of
 
@@ -28,3 +31,6 @@ def draw_sheet(lab: Lab, path: Path, source: ImageSource | None = None) -> None:
     }
     episodes = EpisodeDataset(source, 50 * ROWS, transform=PairTransform(lab.size))
     save_figure(path, draw_grid(example_rows(episodes, models, ROWS)))
+    with Image.open(path) as image:  # a seventh of the size
+        small = image.convert("P", palette=Image.Palette.ADAPTIVE, colors=256)
+    write_atomically(path, lambda file: small.save(file, "PNG", optimize=True))

@@ -141,8 +141,9 @@ def protocol(result: dict[str, Any]) -> str:
 def facts(result: dict[str, Any]) -> list[str]:
     where = result["environment"]
     return [
-        f"`{result['command']}`, {result['seconds'] / 60:.0f} minutes on {where['processor']}, {where['threads']} "
-        f"threads, torch {where['torch']}, {where['date']}.",
+        f"`{result['command']} --search`, on {where['processor']}, {where['cores']} cores, torch {where['torch']}, "
+        f"{where['date']}. All trainings and scores together took {result['seconds'] / 60:.0f} minutes of one process; "
+        "two or more ran at a time, beside other work.",
         "",
         f"Protocol: {protocol(result)}.",
     ]
