@@ -41,7 +41,7 @@ from fewseg_ext.data.transforms import SOURCE_IGNORE
 from fewseg_ext.files import read_text
 
 # More than any data set has, and few enough for the labels that sources give, which are int16.
-MOST_LABELS = 10_000
+MOST_LABELS = 2**15 - 2
 
 
 def open_folder(path: str | os.PathLike[str], *, min_images: int = 2) -> PhotoSource:

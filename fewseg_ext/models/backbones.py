@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewseg_ext.optional import need_torchvision
@@ -333,6 +331,10 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"weights: there is no file {os.fspath(path)!r}")
+    # Importing the package should not take it along.
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         if Path(path).suffix == ".safetensors":
             return load_file(path)
