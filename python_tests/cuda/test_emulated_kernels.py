@@ -16,7 +16,10 @@ LIBRARY = Path(fewseg_ext.__file__).parent / "libfewseg_ops_emulated.so"
 # Large maps take minutes in the emulator; what is registered in Python is tested beside the CPU kernels.
 LEFT_OUT = "full_size or instruction_sets or compile or export or opcheck"
 # A second and third order need not repeat what does not depend on it.
-LEFT_OUT_AGAIN = f"{LEFT_OUT} or errors or func or autocast or schema or forward_mode or any_shape or odd_values"
+LEFT_OUT_AGAIN = (
+    f"{LEFT_OUT} or error or func or autocast or schema or forward_mode or any_shape or odd_values or vmap or "
+    "deterministic"
+)
 
 
 @pytest.fixture(autouse=True)
