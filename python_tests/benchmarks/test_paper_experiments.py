@@ -19,7 +19,7 @@ from fewseg_ext.data.transforms import PairTransform
 from fewseg_ext.models.conv4 import Conv4
 from fewseg_ext.models.vpi import VPI
 
-CHANGES = (  # nothing of what makes a training good
+CHANGES = (
     *("--data.size", "48", "--training.iterations", "2", "--training.batch_size", "2", "--training.frozen", "[]"),
     *("--run.validation_episodes", "3"),
 )
@@ -39,7 +39,8 @@ def test_every_experiment_and_its_tables_and_charts(lab: Lab, tmp_path: Path, mo
     result = json.loads(json.dumps(paper_experiments.run(lab)))
     result["search"] = []
     for table in tables.TABLES.values():
-        assert all(line.count("|") in (0, line.count("|")) for line in table(result))
+        # Every row as wide as its head.
+        assert len({line.count("|") for line in table(result) if line.startswith("|")}) <= 1
     charts.draw_all(result, tmp_path)
     draw_sheet(lab, tmp_path / "sheet.png", lab.test)
     assert {path.stem for path in tmp_path.glob("*.png")} == {
