@@ -24,7 +24,7 @@ from fewseg_ext.models.registry import MODELS, build_model
 from fewseg_ext.training.checkpoint import load_checkpoint
 from fewseg_ext.training.data import hold_out, open_base_classes, validation_episodes
 from fewseg_ext.training.recipe import Recipe, parse_arguments, recipe_names
-from fewseg_ext.training.run import BEST, LAST, run_training
+from fewseg_ext.training.run import BEST, run_training
 from fewseg_ext.training.validation import validate
 
 CLASSES = ("cat", "cow", "dog", "horse", "sheep")
@@ -142,9 +142,9 @@ class Lab:
     def folder(self, name: str) -> Path:
         return self.work / "runs" / name
 
-    def trained(self, name: str, last: bool = False) -> EpisodeModel[Any, Any, Any]:
+    def trained(self, name: str) -> EpisodeModel[Any, Any, Any]:
         """The model of a training at its best validation score."""
-        checkpoint = load_checkpoint(self.folder(name) / (LAST if last else BEST))
+        checkpoint = load_checkpoint(self.folder(name) / BEST)
         model = build_model(checkpoint.model)
         model.load_state_dict(checkpoint.weights)
         return model.eval()
