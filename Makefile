@@ -1,15 +1,20 @@
 # Every target does its own set-up: `make test` and `make demo` work in a fresh clone.
 #
-#   make test       build, install, run the tests (minutes)
-#   make demo       train three small models on generated photos and draw what they do: runs/demo/
-#   make test-long  what is too slow for every change
-#   make browser    Chromium for the web page's tests, which are skipped without it (Debian, as root)
-#   make screenshots   the pictures of docs/web.md
-#   make lint       formatting, lint and types, Python and C++
-#   make bench      benchmarks/kernel_speed.py
-#   make docs       the documentation site: site/index.html
-#   make dist       wheel and sdist: dist/
-#   make gpu-check  builds and checks the CUDA kernels where there is a GPU
+#   make             the environment, with the package built and installed in it
+#   make test        build, install, run the tests (minutes)
+#   make demo        train three small models on generated photos and draw what they do: runs/demo/
+#   make lint        formatting, lint and types, Python and C++
+#   make format      lets ruff and clang-format mend what they can
+#   make test-long   what is too slow for every change
+#   make coverage    which lines and branches of the Python the quick tests run: build/coverage/summary.txt
+#   make browser     Chromium for the web page's tests, which are skipped without it (Debian, as root)
+#   make screenshots the pictures of docs/web.md
+#   make bench       benchmarks/kernel_speed.py
+#   make docs        the documentation site: site/index.html
+#   make dist        wheel and sdist: dist/
+#   make gpu-check   builds and checks the CUDA kernels where there is a GPU
+#   make clean       removes what was built, the environment too
+#   make help        this text
 #
 # PYTHON  which interpreter makes the environment (default python3)
 # VENV    where the environment lies (default .venv)
@@ -28,9 +33,13 @@ SOURCES := $(shell find csrc cmake fewseg_ext -type f -not -name '*.pyc') CMakeL
 TIDY_FILES := $(shell find csrc/ops csrc/cpu -name '*.cpp')
 COMPILE_COMMANDS = $(patsubst %/,%,$(dir $(firstword $(wildcard build/*/compile_commands.json))))
 
-.PHONY: test test-long browser screenshots demo lint format bench docs dist gpu-check setup clean
+.PHONY: test test-long coverage browser screenshots demo lint format bench docs dist gpu-check setup clean help
 
 setup: $(VENV)/installed
+
+# The comment at the top of this file.
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 # torch is in the environment, so the build need not fetch its own: --no-build-isolation.
 $(VENV)/tools: requirements-dev.txt
@@ -50,6 +59,18 @@ test: setup
 
 test-long: setup
 	$(BIN)/pytest -m slow --durations=10
+
+# Piece by piece, which takes no more memory than the largest and can be looked at meanwhile. What tests start counts too.
+COVERAGE_PARTS ?= $(filter-out %__pycache__/,$(wildcard python_tests/*/)) $(wildcard python_tests/test_*.py)
+coverage: setup
+	rm -rf build/coverage
+	mkdir -p build/coverage
+	for part in $(COVERAGE_PARTS); do \
+	  OMP_NUM_THREADS=1 $(BIN)/coverage run $(BIN)/pytest -q -m "not slow" $$part || echo "$$part: pytest ended with $$?"; \
+	done
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report > build/coverage/summary.txt
+	tail -n 1 build/coverage/summary.txt
 
 browser:
 	apt-get install --yes --no-install-recommends chromium chromium-driver

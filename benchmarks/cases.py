@@ -1,6 +1,7 @@
 """What is timed: operators at the shapes of the two papers, and what the hardware has to do at least for each."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,38 +10,57 @@ from baselines import EAGER
 
 
 @dataclass(frozen=True)
-class Case:
-    """One operator at one shape: B tasks, K classes, C channels, a square grid, masks and targets of image x image."""
+class Call:
+    """One call of an operator. Subclasses have its sizes, and with them
+
+    ``shape``           them, in words
+    ``options``         what is given by name
+    ``tensors()``       what is given by place
+    ``small``           the same call with next to no memory
+    ``gradient_mib()``  the gradients that a backward returns, as far as they are large
+    """
 
     op: str
     backward: bool
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        return f"{self.op}{' fwd+bwd' if self.backward else ''} {self.shape} {self.dtype}"
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        # Everything is made on the device; the seed makes it the same in every process.
+        with torch.device(self.device):
+            torch.manual_seed(0)
+            return self.tensors()
+
+
+@dataclass(frozen=True)
+class Case(Call):
+    """One operator at one shape: B tasks, K classes, C channels, a square grid, masks and targets of image x image."""
+
     tasks: int = 1
     classes: int = 2
     channels: int = 2048
     grid: int = 53
     image: int = 417
     steps: int = 10
-    dtype: str = "float32"
-    device: str = "cpu"
 
     @property
-    def name(self) -> str:
-        what = f"{self.op} fwd+bwd" if self.backward else self.op
+    def shape(self) -> str:
         steps = f" T={self.steps}" if self.op == "inner_opt" and self.steps != 10 else ""
-        shape = f"B={self.tasks} K={self.classes} C={self.channels} {self.grid}x{self.grid}"
-        return f"{what} {shape}{steps} {self.dtype}"
+        return f"B={self.tasks} K={self.classes} C={self.channels} {self.grid}x{self.grid}{steps}"
 
     @property
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, Any]:
         return {"steps": self.steps} if self.op == "inner_opt" else {}
 
-    def inputs(self) -> tuple[Tensor, ...]:
-        # Everything is made on the device; the seed makes it the same in every process.
-        with torch.device(self.device):
-            return self._inputs()
+    @property
+    def small(self) -> "Case":
+        return replace(self, tasks=1, classes=2, channels=16, grid=5, image=9)
 
-    def _inputs(self) -> tuple[Tensor, ...]:
-        torch.manual_seed(0)
+    def tensors(self) -> tuple[Tensor, ...]:
         features = torch.randn(self.tasks, self.channels, self.grid, self.grid).to(getattr(torch, self.dtype))
         if self.op == "masked_avg_pool":
             foreground = torch.rand(self.tasks, 1, self.image, self.image) < 0.3
@@ -51,13 +71,7 @@ class Case:
         leaves = features.requires_grad_(self.backward), prototypes.requires_grad_(self.backward)
         return leaves if self.op == "cosine_logits" else (*leaves, target)
 
-    @property
-    def small(self) -> "Case":
-        """The same call with next to no memory."""
-        return replace(self, tasks=1, classes=2, channels=16, grid=5, image=9)
-
     def gradient_mib(self) -> float:
-        """Of the gradients that a backward returns, but for those of the prototypes."""
         return self.features_mib()
 
     def features_mib(self) -> float:

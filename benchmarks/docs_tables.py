@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gaussian_baselines
+from paper import tables
 from targets import MAIN, met, verdicts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,18 +72,9 @@ def vpi_speed() -> list[str]:
     return lines
 
 
-def accuracy() -> list[str]:
-    shots = {number: load(f"real_photos_{number}shot.json")["rows"] for number in (1, 5)}
-    names = {
-        "baseline": "prototypes of the support",
-        "init": "mixed with prototypes of the query (BiOpt's initialisation)",
-        "InOpt": "and ten steps of `inner_opt`",
-    }
-    lines = ["| mIoU ± std over five seeds | 1-shot | 5-shot |", "| --- | ---: | ---: |"]
-    for row, meaning in names.items():
-        cells = (f"{rows[row]['miou']:.1f} ± {rows[row]['std']:.1f}" for rows in shots.values())
-        lines.append(f"| {meaning} | {' | '.join(cells)} |")
-    return lines
+def experiments(name: str) -> Callable[[], list[str]]:
+    """A table of the papers' experiments on real photos."""
+    return lambda: tables.TABLES[name](load("paper_experiments/results.json"))
 
 
 def vpi_behaviour() -> list[str]:
@@ -91,7 +83,10 @@ def vpi_behaviour() -> list[str]:
 
 # By page, from the root.
 TABLES: dict[str, dict[str, Callable[[], list[str]]]] = {
-    "README.md": {"speed": speed, "accuracy": accuracy},
+    "README.md": {"speed": speed, "accuracy": experiments("accuracy")},
+    "benchmarks/results/paper_experiments/README.md": {
+        name: experiments(name) for name in tables.TABLES if name != "accuracy"
+    },
     "docs/vpi.md": {"vpi_behaviour": vpi_behaviour, "vpi_speed": vpi_speed},
 }
 

@@ -4,17 +4,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from cases import Call
 from gaussian_baselines import OPS
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class GaussianCase:
+class GaussianCase(Call):
     """One operator: B tasks, S shots, L samples, D latent channels; C feature channels and a square grid for
     ``tiled_conv2d`` (3 x 3, to ``width`` channels); logits of ``grid`` to ``image`` for the averages."""
 
-    op: str
-    backward: bool
     tasks: int = 1
     shots: int = 5
     samples: int = 6
@@ -23,12 +22,9 @@ class GaussianCase:
     width: int = 256
     grid: int = 48
     image: int = 384
-    dtype: str = "float32"
-    device: str = "cpu"
 
     @property
-    def name(self) -> str:
-        what = f"{self.op} fwd+bwd" if self.backward else self.op
+    def shape(self) -> str:
         sizes = {"B": self.tasks}
         if self.op in ("gaussian_aggregate", "sample_prototypes"):
             sizes["S"] = self.shots
@@ -41,7 +37,7 @@ class GaussianCase:
             shape += f" {self.channels}->{self.width} {self.grid}x{self.grid}"
         if self.op.startswith("mc_"):
             shape += f" {self.grid}x{self.grid}->{self.image}x{self.image}"
-        return f"{what} {shape} {self.dtype}"
+        return shape
 
     @property
     def options(self) -> dict[str, Any]:
@@ -55,13 +51,10 @@ class GaussianCase:
     def small(self) -> "GaussianCase":
         return replace(self, tasks=1, latent=4, channels=4, width=4, grid=5, image=9)
 
-    def inputs(self) -> tuple[Tensor, ...]:
-        with torch.device(self.device):
-            torch.manual_seed(0)
-            tensors = self._inputs()
-        return tuple(x.to(getattr(torch, self.dtype)).requires_grad_(self.backward) for x in tensors)
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(x.to(getattr(torch, self.dtype)).requires_grad_(self.backward) for x in self._float32())
 
-    def _inputs(self) -> tuple[Tensor, ...]:
+    def _float32(self) -> tuple[Tensor, ...]:
         if self.op == "tiled_conv2d":
             features = torch.randn(self.tasks, self.channels, self.grid, self.grid)
             weight = torch.randn(self.width, self.channels + self.latent, 3, 3) / 100
@@ -72,7 +65,6 @@ class GaussianCase:
         return torch.randn(shape), torch.rand(shape) + 0.1
 
     def gradient_mib(self) -> float:
-        """Of the gradients that a backward returns."""
         return sum(x.numel() * x.element_size() for x in self.inputs()) / 2**20
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import gaussian_baselines
 import torch
-from cases import SCALING, Case, cases
+from cases import SCALING, Call, Case, cases
 from charts import draw_ratios, draw_scaling
 from gaussian_cases import GaussianCase, gaussian_cases
 from rich.console import Console
@@ -45,12 +45,12 @@ ALL_EAGER: dict[str, Callable[..., Any]] = {**EAGER, **gaussian_baselines.EAGER}
 ALL_NAIVE: dict[str, Callable[..., Any]] = {**NAIVE, **gaussian_baselines.NAIVE}
 
 
-def results(case: Case | GaussianCase, call: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def results(case: Call, call: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     made = call(*args, **case.options)
     return made if isinstance(made, tuple) else (made,)
 
 
-def runner(case: Case | GaussianCase, call: Callable[..., Any], args: tuple[Tensor, ...]) -> Callable[[], Any]:
+def runner(case: Call, call: Callable[..., Any], args: tuple[Tensor, ...]) -> Callable[[], Any]:
     options = case.options
     if not case.backward:
         return lambda: call(*args, **options)
@@ -59,7 +59,7 @@ def runner(case: Case | GaussianCase, call: Callable[..., Any], args: tuple[Tens
     return lambda: torch.autograd.grad(results(case, call, args), leaves, gradients)
 
 
-def implementations(case: Case | GaussianCase, compiled: bool) -> dict[str, Callable[..., Any]]:
+def implementations(case: Call, compiled: bool) -> dict[str, Callable[..., Any]]:
     result: dict[str, Callable[..., Any]] = {"ours": getattr(fewseg_ext, case.op)}
     if case.dtype == "float32":  # the baselines do not mix dtypes
         result["eager"] = ALL_EAGER[case.op]
@@ -72,7 +72,7 @@ def implementations(case: Case | GaussianCase, compiled: bool) -> dict[str, Call
     return result
 
 
-def measure(case: Case | GaussianCase, compiled: bool, rate: float | None = None, cold: bool = False) -> dict[str, Any]:
+def measure(case: Call, compiled: bool, rate: float | None = None, cold: bool = False) -> dict[str, Any]:
     """Times and memory of one case; ``rate``: multiply-adds per millisecond of this machine."""
     args = case.inputs()
     row: dict[str, Any] = {**asdict(case), "name": case.name, "ms": {}}
@@ -115,14 +115,14 @@ def scaling(device: str) -> dict[str, list[dict[str, Any]]]:
     return points
 
 
-def memory_in_fresh_process(case: Case | GaussianCase) -> float:
+def memory_in_fresh_process(case: Call) -> float:
     """Extra peak memory of one call of ours; with the backward the gradient itself is left out."""
     command = [sys.executable, __file__, "--memory", json.dumps(asdict(case))]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return float(output.strip().splitlines()[-1])
 
 
-def print_memory(case: Case | GaussianCase) -> None:
+def print_memory(case: Call) -> None:
     small = case.small
     measure_extra = extra_peak_mib_cuda if case.device == "cuda" else extra_peak_mib
     call = getattr(fewseg_ext, case.op)

@@ -1,5 +1,6 @@
 """The ``fewseg`` command."""
 
+import io
 import platform
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from fewseg_ext.interruptions import told_in_a_line
 
 app = typer.Typer(
     name="fewseg",
@@ -272,8 +275,7 @@ def segment(
         console=Console(),
     )
     for path, problem in summary.failures.items():
-        text = problem if path in problem else f"{path}: {problem}"
-        Console(stderr=True).print(f"fewseg: {text}", style="red", markup=False, highlight=False)
+        _tell(problem if path in problem else f"{path}: {problem}")
     if summary.failures:
         raise typer.Exit(1)
 
@@ -315,15 +317,28 @@ def serve(
 
 
 def main() -> None:
-    """The entry point: exit status 0 for success, 1 for failure, 2 for bad usage."""
-    try:
-        app()
-    except _PLAIN_ERRORS as error:
-        Console(stderr=True).print(f"fewseg: {error}", style="red", markup=False, highlight=False)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("fewseg: interrupted", style="red")
-        sys.exit(1)
+    """The command: exit status 0 for success, 1 for failure, 2 for bad usage; 130 and 143 for Ctrl+C and SIGTERM.
+
+    Before this line torch is imported, for a second or two in which Python itself answers Ctrl+C.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name need not be text in any encoding.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with told_in_a_line():
+        try:
+            app()
+        except _PLAIN_ERRORS as error:
+            _tell(str(error))
+            sys.exit(1)
+        except MemoryError:
+            _tell("not enough memory")
+            sys.exit(1)
+
+
+def _tell(problem: str) -> None:
+    """A problem in one line, however a library had written it."""
+    text = f"fewseg: {' '.join(problem.split())}"
+    Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewseg_ext import ops
-from fewseg_ext.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from fewseg_ext.data.photos import MASK_IGNORE
+from fewseg_ext.data.transforms import normalize, squash_labels
 from fewseg_ext.models.biopt import BiOpt, PrototypeModel, QueryState, SupportState
-from fewseg_ext.models.registry import build_model
 from fewseg_ext.models.vpi import VPI, GaussianState, PyramidState
-from fewseg_ext.segment.inputs import IGNORE, Labelled, Mask, Photo, open_photo, photo_key, photo_name, read_support
+from fewseg_ext.segment.inputs import Labelled, Mask, Photo, open_photo, photo_key, photo_name, read_support
 from fewseg_ext.segment.result import SegmentationResult
-from fewseg_ext.training.checkpoint import load_checkpoint
+from fewseg_ext.training.checkpoint import load_model
 
 # The side of the square to which photos are squashed for the model, the BiOpt paper's.
 SIZE = 417
+# Beyond, a single photo takes tens of gigabytes.
+LARGEST_SIZE = 8192
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Segmenter:
             works best at the size that it was trained at.
 
     Raises:
-        ValueError: a size below 1, or a GPU that is not there.
+        ValueError: a size below 1 or above 8192, or a GPU that is not there.
         TypeError: another kind of model.
 
     Example:
@@ -65,8 +67,8 @@ class Segmenter:
     def __init__(self, model: PrototypeModel | VPI, device: torch.device | str = "cpu", size: int = SIZE) -> None:
         if not isinstance(model, PrototypeModel | VPI):
             raise TypeError(f"model: expected BiOpt, VPI or PrototypeBaseline, got {type(model).__name__}")
-        if size < 1:
-            raise ValueError(f"size: expected a positive number of pixels, got {size}")
+        if not 1 <= size <= LARGEST_SIZE:
+            raise ValueError(f"size: expected 1 to {LARGEST_SIZE} pixels, got {size}")
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device: {device} asked for, but torch sees no GPU")
@@ -86,10 +88,7 @@ class Segmenter:
         Raises:
             FileNotFoundError, ValueError: no such file; not a checkpoint of this package.
         """
-        checkpoint = load_checkpoint(path)
-        model = build_model(checkpoint.model)
-        model.load_state_dict(checkpoint.weights)
-        return cls(model, device, size)
+        return cls(load_model(path)[0], device, size)
 
     @classmethod
     def from_pretrained_backbone(
@@ -145,6 +144,15 @@ class Segmenter:
             FileNotFoundError, ValueError, TypeError: a file that is missing or no image; a mask of another size than
                 its photo, without foreground, or of which nothing is left at ``size``; names that do not fit. Nothing
                 changes then.
+
+        Example:
+            >>> import numpy as np, fewseg_ext
+            >>> segmenter = fewseg_ext.Segmenter(fewseg_ext.BiOpt("conv4"), size=64)
+            >>> cat, dog = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), np.uint8)
+            >>> mask = np.zeros((48, 64), bool)
+            >>> mask[10:30, 20:50] = True
+            >>> segmenter.fit([cat, dog], [mask, mask], labels=["cat", "dog"]).class_names
+            ['cat', 'dog']
         """
         images, masks = _as_list(images), _as_list(masks)
         support = read_support(images, masks, labels, class_names)
@@ -184,6 +192,16 @@ class Segmenter:
             RuntimeError: before ``fit``.
             ValueError: steps that are negative, or asked of a model without an inner loop.
             FileNotFoundError, ValueError, TypeError: a photo that cannot be read.
+
+        Example:
+            >>> import numpy as np, fewseg_ext
+            >>> segmenter = fewseg_ext.Segmenter(fewseg_ext.BiOpt("conv4"), size=64)
+            >>> photo = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+            >>> mask = np.zeros((48, 64), bool)
+            >>> mask[10:30, 20:50] = True
+            >>> results = [segmenter.fit(photo, mask).predict(photo, steps=steps) for steps in (0, 10)]
+            >>> results[0].probabilities.shape, results[0].uncertainty.shape, results[0].overlay().size
+            ((2, 48, 64), (48, 64), (64, 48))
         """
         self._check_steps(steps)
         key = photo_key(photo)
@@ -216,6 +234,14 @@ class Segmenter:
 
         Raises:
             RuntimeError, ValueError, FileNotFoundError, TypeError: see ``predict``; the first two at once.
+
+        Example:
+            >>> import numpy as np, fewseg_ext
+            >>> segmenter = fewseg_ext.Segmenter(fewseg_ext.BiOpt("conv4"), size=64)
+            >>> labelled, *others = np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), np.uint8)
+            >>> segmenter = segmenter.fit(labelled, labelled[..., 0] > 100)
+            >>> [result.mask.shape for result in segmenter.predict_many(others)]
+            [(48, 64), (48, 64), (48, 64)]
         """
         self._check_steps(steps)
         if batch_size < 1:
@@ -272,8 +298,8 @@ class Segmenter:
 
     def _squash_mask(self, mask: Tensor, index: int) -> Tensor:
         """uint8 [h,w] -> [size,size], every class still there."""
-        small = F.interpolate(mask[None, None], (self.size, self.size), mode="nearest-exact")[0, 0]
-        lost = set(mask.unique().tolist()) - set(small.unique().tolist()) - {0, IGNORE}
+        small = squash_labels(mask, self.size)
+        lost = set(mask.unique().tolist()) - set(small.unique().tolist()) - {0, MASK_IGNORE}
         if lost:
             pixels = int((mask == min(lost)).sum())
             raise ValueError(
@@ -290,7 +316,7 @@ class Segmenter:
             # free are filled with a photo of which everything is ignored.
             free = -len(features) % ways
             features = features + [features[0]] * free
-            masks = masks + [torch.full_like(masks[0], IGNORE)] * free
+            masks = masks + [torch.full_like(masks[0], MASK_IGNORE)] * free
             shape = (1, ways, len(features) // ways)
             return self.model.pool_support(
                 torch.stack(features).unflatten(0, shape), torch.stack(masks).unflatten(0, shape)
@@ -338,6 +364,14 @@ class Segmenter:
             RuntimeError: before ``fit``.
             ValueError: a model whose backbone was a module without a name, which could not be built again.
             FileExistsError: the folder holds something else.
+
+        Example:
+            >>> import numpy as np, fewseg_ext
+            >>> segmenter = fewseg_ext.Segmenter(fewseg_ext.BiOpt("conv4"), size=64)
+            >>> photo = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+            >>> segmenter.fit(photo, photo[..., 0] > 100, labels="cat").save("cats")
+            >>> fewseg_ext.Segmenter.load("cats").class_names
+            ['cat']
         """
         from fewseg_ext.segment.files import save_segmenter
 
@@ -366,13 +400,6 @@ class Segmenter:
         from fewseg_ext.segment.export import export_segmenter
 
         export_segmenter(self, path, steps, compiled)
-
-
-def normalize(images: Tensor) -> Tensor:
-    """RGB in [0, 1], [B,3,h,w], with the ImageNet statistics."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
-    return (images - mean) / std
 
 
 def sample_logits(

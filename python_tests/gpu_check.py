@@ -8,11 +8,12 @@ Stages, each a few minutes on 16 cores, each usable alone after `build`:
     sanitize  compute-sanitizer's memcheck, racecheck, initcheck and synccheck on a C++ driver, memcheck on some tests
     bench     benchmarks/kernel_speed.py
 
-Needs Python with torch (CUDA), pytest, pybind11, scikit-build-core, cmake and ninja, and nvcc. Results are collected in
-one JSON file (--out), stage by stage.
+Needs Python with torch (CUDA) and the modules below, cmake, ninja and nvcc. Results are collected in one JSON file
+(--out), stage by stage.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -27,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "gpu"
 SITE = BUILD / "site"
 STAGES = ("build", "test", "sanitize", "bench")
+MODULES = ("hypothesis", "numpy", "pip", "pybind11", "pytest", "rich", "scikit_build_core")
+PROGRAMS = ("cmake", "ninja", "nvcc")
 
 
 def run(*command: str | Path, timeout: int = 480, **environment: str) -> dict[str, Any]:
@@ -110,15 +113,28 @@ def bench() -> list[dict[str, Any]]:
     return [step]
 
 
+def import_torch() -> Any:
+    """torch, where it sees a GPU and all else that the stages need is there; else one message about all of it."""
+    if importlib.util.find_spec("torch") is None:
+        sys.exit(f"gpu-check: {sys.executable} has no torch; name one that has with `make gpu-check PYTHON=...`")
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit("gpu-check: torch sees no GPU here; this check is for a machine with one")
+    missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
+    # The build finds cmake and ninja as packages of this Python too.
+    missing += [name for name in PROGRAMS if shutil.which(name) is None and importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(f"gpu-check: {sys.executable} and the PATH lack {', '.join(missing)}")
+    return torch
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
     parser.add_argument("--out", type=Path, default=BUILD / "gpu_check.json", help="where the JSON goes")
     options = parser.parse_args()
-    import torch
-
-    if not torch.cuda.is_available():
-        sys.exit("gpu-check: torch sees no GPU here; this check is for a machine with one")
+    torch = import_torch()
     result = json.loads(options.out.read_text()) if options.out.is_file() else {}
     result["device"] = torch.cuda.get_device_name()
     result["torch"] = torch.__version__

@@ -1,5 +1,6 @@
 import io
 import json
+import sys
 
 import pytest
 from PIL import Image
@@ -40,6 +41,14 @@ def test_writes_everything_it_promises(tmp_path):
     assert content["gain_over_baseline"] == pytest.approx(report.scores["biopt"].miou - report.scores["baseline"].miou)
     assert content["settings"]["data"]["size"] == 48
     assert content["environment"]["threads"] >= 1
+
+
+def test_without_matplotlib_it_does_not_begin(tmp_path, monkeypatch):
+    """The pictures are drawn at the end, after minutes of training."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match="pictures need matplotlib: pip install matplotlib"):
+        run_demo(tmp_path / "demo", **SMALL)
+    assert not (tmp_path / "demo").exists()
 
 
 def test_checkpoints_build_the_models_again(tmp_path):

@@ -13,7 +13,6 @@ import torch
 import typer
 
 import fewseg_ext.models
-import fewseg_ext.ops
 from fewseg_ext.cli import app
 from fewseg_ext.data.coco import CATEGORY_IDS
 from fewseg_ext.data.prepare.coco20i import prepare_coco20i
@@ -24,10 +23,20 @@ from photo_files import box, coco_json, two_boxes, write_json, write_mask, write
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("op", sorted(set(fewseg_ext.ops.__all__) - {"set_debug"}))
-def test_docstring_examples(op: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"fewseg_ext.ops.{op}"), raise_on_error=True)
+SOURCES = [path for path in sorted((ROOT / "fewseg_ext").rglob("*.py")) if ">>> " in path.read_text()]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_docstring_examples(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(".".join(source.relative_to(ROOT).with_suffix("").parts))
+    result = doctest.testmod(module, raise_on_error=True)
     assert result.attempted >= 2
+
+
+@pytest.mark.parametrize("name", sorted(set(fewseg_ext.__all__) - {"set_debug"}))
+def test_every_operator_and_model_has_an_example(name: str) -> None:
+    assert ">>> " in getattr(fewseg_ext, name).__doc__
 
 
 def test_readme_example() -> None:

@@ -1,9 +1,11 @@
 """The package as it is installed: what is under test, what an import pulls in, what happens without the library."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,21 @@ def test_import_in_the_source_folder_finds_the_installed_kernels() -> None:
     assert str(ROOT / "fewseg_ext") in result.stdout
 
 
+def test_sources_newer_than_the_kernels_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever edits C++ beside an editable installation and forgets to build would test the old kernels."""
+    for name in ("CMakeLists.txt", "csrc/ops/old.cpp", "csrc/cpu/edited.inl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    monkeypatch.setattr(_library, "_PACKAGE", tmp_path / "fewseg_ext")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _library._warn_of_newer_sources(PACKAGE / "libfewseg_ops.so")
+    (tmp_path / "csrc" / "cpu" / "edited.inl").touch()
+    with pytest.warns(UserWarning, match=r"csrc/cpu/edited.inl is newer than the compiled kernels in .*fewseg_ext: "):
+        _library._warn_of_newer_sources(PACKAGE / "libfewseg_ops.so")
+
+
 def test_a_broken_library_is_an_import_error(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "fewseg_ext", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "fewseg_ext" / "libfewseg_ops.so").write_bytes(b"not a library")
@@ -100,6 +117,49 @@ def test_the_library_needs_libtorch_and_no_path() -> None:
     assert not any("python" in name or "cuda" in name or "libtorch.so" in name for name in needed)
     assert "RPATH" not in output
     assert "RUNPATH" not in output
+
+
+LIBRARIES = ["libfewseg_ops.so", "libfewseg_ops_cuda.so", "libfewseg_ops_emulated.so"]
+
+
+def unstable_symbols(library: Path) -> list[str]:
+    """What a library asks of others beyond the C functions of torch's stable ABI, libc and libstdc++."""
+    command = ["nm", "--dynamic", "--undefined-only", library]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # Those of libc and libstdc++ have a version or are std's; those that may be missing are weak ("w").
+    symbols = [name for kind, name in (line.split()[-2:] for line in output.splitlines()) if kind == "U"]
+    return [name for name in symbols if "@" not in name and not re.match("(aoti_)?torch_[a-z]|_ZNK?St", name)]
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not installed")
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_of_torch_the_stable_abi_only(name: str) -> None:
+    """No C++ symbol of at::, c10:: or torch::, which change from one version to the next."""
+    if not (PACKAGE / name).is_file():
+        pytest.skip(f"{name} was not built")
+    assert unstable_symbols(PACKAGE / name) == []
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_the_auditor_finds_nothing_newer_than_the_torch_that_is_promised(name: str) -> None:
+    audit = pytest.importorskip("torch_abi_audit", reason="torch-abi-audit needs Python 3.11")
+    if not (PACKAGE / name).is_file():
+        pytest.skip(f"{name} was not built")
+    verdict = audit.inspect_extension(PACKAGE / name).torch
+    assert verdict.uses_torch
+    assert verdict.stable
+    assert [*verdict.unstable_symbols, *verdict.unknown_shim_symbols] == []
+    assert verdict.min_torch_version == _info.build()["torch_target"] + ".0"
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not installed")
+def test_a_library_that_uses_more_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "a.cpp").write_text(
+        'namespace at { void internal(); }\nextern "C" void torch_list_size();\n'
+        "void f() { at::internal(); torch_list_size(); throw 1; }\n"
+    )
+    subprocess.run(["c++", "-shared", "-fPIC", tmp_path / "a.cpp", "-o", tmp_path / "a.so"], check=True)
+    assert unstable_symbols(tmp_path / "a.so") == ["_ZN2at8internalEv"]
 
 
 @pytest.mark.parametrize("op", ["masked_avg_pool", "cosine_logits", "cosine_cross_entropy", "inner_opt"])

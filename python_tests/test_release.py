@@ -1,6 +1,8 @@
 """What a release is made of: its version, its notes, who is to be cited, and what the distributions hold."""
 
 import importlib.util
+import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -34,6 +36,16 @@ def test_the_citation_file_names_both_papers() -> None:
     assert len(titles) == 2
     assert titles[0].startswith("BiOpt")
     assert titles[1].startswith("Variational Prototype Inference")
+
+
+def test_the_public_host_runs_the_same_check_on_the_oldest_python() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    oldest = re.search(r'^requires-python = ">=(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert oldest is not None
+    assert oldest[1] in job["strategy"]["matrix"]["python"]
 
 
 def test_the_sdist_holds_what_a_build_needs_and_no_tests(tmp_path: Path, check_dist) -> None:

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewseg_ext.data.folds import HeldOut, Split, check_choice, check_fold
-from fewseg_ext.data.photos import PhotoSource
+from fewseg_ext.data.photos import PhotoSource, is_plain_name
 from fewseg_ext.data.transforms import SOURCE_IGNORE
-from fewseg_ext.files import write_text
+from fewseg_ext.files import read_json, write_text
 
 CATEGORY_IDS = tuple(i for i in range(1, 91) if i not in {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 VARIANTS = ("A", "B")
@@ -36,6 +36,8 @@ YEARS = (2014, 2017)
 MIN_PIXELS = 2 * 32 * 32
 PREPARED = "fewseg_coco20i"  # the folder inside ROOT
 INDEX_VERSION = 1
+# More than Pillow takes for a photo.
+MOST_PIXELS = 200_000_000
 
 Rle = dict[str, Any]  # pycocotools' {"size": [h, w], "counts": bytes}
 
@@ -92,6 +94,8 @@ def load_coco(path: Path) -> Any:
     mask_tools()
     from pycocotools.coco import COCO
 
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no ordinary file")
     try:
         # It reports its progress by print.
         with contextlib.redirect_stdout(io.StringIO()):
@@ -101,13 +105,18 @@ def load_coco(path: Path) -> Any:
             ("annotations", ("id", "image_id")),
             ("categories", ("id", "name")),
         ):
-            for item in coco.dataset[key]:
+            items = coco.dataset[key]
+            if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+                raise ValueError(f"{key!r} is not a list of objects")
+            for item in items:
                 for name in fields:
                     if name not in item:
                         raise ValueError(f"an item of {key!r} has no {name!r}")
-        if not all(isinstance(item["id"], int) for item in coco.dataset["categories"]):
+        if not all(type(item["id"]) is int for item in coco.dataset["categories"]):
             raise ValueError("the ids of its categories are not whole numbers")
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        if not all(isinstance(item["file_name"], str) for item in coco.dataset["images"]):
+            raise ValueError("a 'file_name' is not a text")
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{path} is not a COCO file of instances: {reason}") from error
     return coco
@@ -131,7 +140,7 @@ def class_masks(annotations: Iterable[dict[str, Any]], height: int, width: int) 
         try:
             rle = _instance(annotation["segmentation"], height, width)
             parts.setdefault(int(annotation["category_id"]), []).append(rle)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else error
             problems.append(f"annotation {annotation.get('id', '?')}: {reason}")
     return {category: tools.merge(parts[category]) for category in sorted(parts)}, problems
@@ -142,7 +151,7 @@ def _instance(segmentation: Any, height: int, width: int) -> Rle:
     tools = mask_tools()
     if isinstance(segmentation, list):
         # Fewer than three corners enclose nothing; pycocotools would take four numbers for a box.
-        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+        polygons = [_polygon(polygon, height, width) for polygon in segmentation if len(polygon) >= 6]
         if not polygons:
             raise ValueError("its mask is empty")
         rle: Rle = tools.merge(tools.frPyObjects(polygons, height, width))
@@ -150,16 +159,66 @@ def _instance(segmentation: Any, height: int, width: int) -> Rle:
         if list(segmentation["size"]) != [height, width]:
             stored_height, stored_width = segmentation["size"]
             raise ValueError(f"its mask is {stored_width} x {stored_height}, but its photo is {width} x {height}")
-        rle = segmentation
-        if isinstance(segmentation["counts"], list):
-            if sum(segmentation["counts"]) != height * width:
-                raise ValueError(
-                    f"its runs cover {sum(segmentation['counts'])} pixels, but its photo has {height * width}"
-                )
-            rle = tools.frPyObjects(segmentation, height, width)
+        # In the form that pycocotools itself gives it.
+        rle = tools.encode(np.asfortranarray(decode_rle(segmentation["counts"], height, width)))
     if tools.area(rle) == 0:
         raise ValueError("its mask is empty")
     return rle
+
+
+def _polygon(given: Any, height: int, width: int) -> list[float]:
+    """The corners of a polygon: pycocotools would take as much memory as it is long, and numbers of any size."""
+    corners = np.array(given, np.float64)
+    if corners.ndim != 1:
+        raise ValueError("its polygon is not a list of numbers")
+    points = corners[: corners.size // 2 * 2].reshape(-1, 2)
+    if not np.isfinite(points).all() or (np.abs(points) > 2 * max(height, width)).any():
+        raise ValueError("its polygon leads far out of its photo")
+    length = np.abs(points - np.roll(points, 1, 0)).max(1).sum()
+    if length > 4 * (height + 1) * (width + 1):
+        raise ValueError("its polygon is longer than its photo has pixels")
+    return corners.tolist()
+
+
+def decode_rle(counts: Any, height: int, width: int) -> NDArray[np.uint8]:
+    """The mask [h,w] of a run-length code of COCO's, as a list of numbers or compressed into a text.
+
+    pycocotools' own decoder trusts the code, and writes beyond its memory where the runs do not add up.
+
+    Raises:
+        ValueError, TypeError: it is none, or is damaged, or of another number of pixels.
+    """
+    pixels = height * width
+    if isinstance(counts, list):
+        if not all(type(count) is int for count in counts):
+            raise ValueError("its runs are not whole numbers")
+    else:
+        counts = _decompress(counts.encode() if isinstance(counts, str) else counts).tolist()
+    if sum(counts) != pixels:
+        raise ValueError(f"its runs cover {sum(counts)} pixels, but its photo has {pixels}")
+    if min(counts) < 0:
+        raise ValueError("a run of it is negative")
+    there = np.arange(len(counts)) % 2 == 1
+    return np.repeat(there, counts).reshape((height, width), order="F").astype(np.uint8)
+
+
+def _decompress(text: bytes) -> NDArray[np.int64]:
+    """The runs of COCO's compressed text: numbers of five bits a letter, the lowest first, mostly as differences."""
+    letters = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    if letters.size == 0 or letters.min() < 0 or letters.max() > 63 or letters[-1] & 32:
+        raise ValueError("its run-length code is damaged")
+    last = np.flatnonzero(letters & 32 == 0)
+    first = np.concatenate([[0], last[:-1] + 1])
+    lengths = last - first + 1
+    if lengths.max() > 8:
+        raise ValueError("its run-length code is damaged")
+    shifts = 5 * (np.arange(letters.size) - np.repeat(first, lengths))
+    runs = np.add.reduceat((letters & 31) << shifts, first)
+    runs -= np.where(letters[last] & 16, 1 << (5 * lengths), 0)
+    # From the fourth on each is the difference to the one before the last.
+    runs[1::2] = runs[1::2].cumsum()
+    runs[2::2] = runs[2::2].cumsum()
+    return runs
 
 
 def paint_labels(
@@ -185,17 +244,40 @@ def load_index(path: Path) -> tuple[list[str], list[CocoImage]]:
 
     Raises:
         FileNotFoundError: there is none; the message says how to make it.
-        ValueError: it was written by another version.
+        ValueError: it was written by another version, or is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: run `fewseg prepare coco20i ROOT` first")
-    content = json.loads(path.read_text())
-    if content["version"] != INDEX_VERSION:
-        raise ValueError(f"{path} was written by another version: run `fewseg prepare coco20i ROOT` again")
-    return content["class_names"], [
-        CocoImage(image_id, file_name, width, height, tuple(CocoObject(*item) for item in objects))
-        for image_id, file_name, width, height, objects in content["images"]
-    ]
+    content = read_json(path)
+    try:
+        if content["version"] != INDEX_VERSION:
+            raise ValueError("another version")
+        names = content["class_names"]
+        images = [
+            CocoImage(image_id, file_name, width, height, tuple(CocoObject(*item) for item in objects))
+            for image_id, file_name, width, height, objects in content["images"]
+        ]
+        if len(names) != len(CATEGORY_IDS) or not all(isinstance(name, str) for name in list(names)):
+            raise ValueError("the names of the classes")
+        strange = next((image for image in images if not _plausible(image)), None)
+        if strange is not None:
+            raise ValueError(f"the photo {str(strange.file_name)[:80]!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged or was written by another version ({error}): run `fewseg prepare coco20i ROOT` again"
+        ) from error
+    return names, images
+
+
+def _plausible(image: CocoImage) -> bool:
+    """Whether a line of an index, which somebody else may have written, can be used as it is."""
+    numbers = (image.id, image.width, image.height, *(number for item in image.objects for number in item))
+    return (
+        all(type(number) is int and number >= 0 for number in numbers)
+        and is_plain_name(image.file_name)
+        and 0 < image.width * image.height <= MOST_PIXELS
+        and all(1 <= item.label <= len(CATEGORY_IDS) for item in image.objects)
+    )
 
 
 def find_photos(root: Path, photo_set: str) -> Path:
@@ -285,15 +367,18 @@ class COCO20i(PhotoSource):
 
     def read_labels(self, class_id: int, index: int) -> Tensor:
         """The labels alone, int16 [h,w]; the pixels of ``class_id`` are exact, whatever else covers them."""
-        tools = mask_tools()
         image = self._image(class_id, index)
         masks = []
         with self.masks_path.open("rb") as file:
             for item in image.objects:
                 if item.label in self._class_of_label:
                     file.seek(item.offset)
-                    rle = {"size": [image.height, image.width], "counts": file.read(item.length)}
-                    masks.append((self._class_of_label[item.label], tools.decode(rle)))
+                    counts = file.read(min(item.length, MOST_PIXELS))
+                    try:
+                        mask = decode_rle(counts, image.height, image.width)
+                    except ValueError as error:
+                        raise ValueError(f"{self.masks_path}: the mask of {image.file_name}: {error}") from error
+                    masks.append((self._class_of_label[item.label], mask))
         return torch.from_numpy(paint_labels((image.height, image.width), masks, first=class_id + 1))
 
     def _image(self, class_id: int, index: int) -> CocoImage:

@@ -11,6 +11,7 @@ COCO-style JSON           a file of instances (polygons or run-length codes) in 
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewseg_ext.data.coco import Rle, class_masks, load_coco, mask_tools, paint_labels
-from fewseg_ext.data.fss1000 import FOREGROUND_FROM, find_class_folders
+from fewseg_ext.data.fss1000 import find_class_folders
 from fewseg_ext.data.photos import (
+    FOREGROUND_FROM,
     IMAGE_SUFFIXES,
+    MASK_IGNORE,
     MASK_SUFFIX,
+    PHOTO_SUFFIXES,
     PhotoSource,
     check_pair,
     check_photo,
@@ -34,8 +38,10 @@ from fewseg_ext.data.photos import (
     visible,
 )
 from fewseg_ext.data.transforms import SOURCE_IGNORE
+from fewseg_ext.files import read_text
 
-MASK_IGNORE = 255
+# More than any data set has, and few enough for the labels that sources give, which are int16.
+MOST_LABELS = 10_000
 
 
 def open_folder(path: str | os.PathLike[str], *, min_images: int = 2) -> PhotoSource:
@@ -120,7 +126,7 @@ class LabelMasks(PhotoSource):
     """``images/<photo>.jpg`` and ``masks/<photo>.png`` with numbers; see `open_folder`."""
 
     def __init__(self, root: Path, min_images: int = 2) -> None:
-        photos = [p for p in visible(root / "images") if p.suffix.lower() in (*IMAGE_SUFFIXES, MASK_SUFFIX)]
+        photos = [p for p in visible(root / "images") if p.suffix.lower() in PHOTO_SUFFIXES]
         self._masks = {photo: root / "masks" / f"{photo.stem}{MASK_SUFFIX}" for photo in photos}
         problems: list[str] = []
         by_label: dict[int, list[Path]] = {}
@@ -142,18 +148,21 @@ class LabelMasks(PhotoSource):
             )
         names = _names(root / "classes.txt")
         # Without a name a class is called by its number.
-        classes = {names[k - 1] if k <= len(names) else str(k): by_label[k] for k in sorted(by_label)}
-        label_of = dict(zip(classes, sorted(by_label), strict=True))
+        name_of = {k: names[k - 1] if k <= len(names) else str(k) for k in sorted(by_label)}
+        label_of = {name: k for k, name in name_of.items()}
+        if len(label_of) < len(name_of):
+            raise ValueError(f"{root / 'classes.txt'} calls a class by the number of another, which has no name there")
+        classes = {name: by_label[k] for k, name in name_of.items()}
         super().__init__(*_large_classes(root, classes, min_images, problems))
-        self._class_of_label = {label_of[name]: class_id + 1 for class_id, name in enumerate(self.class_names)}
+        self._class_of_label = np.zeros(MOST_LABELS + 1, np.int16)
+        for class_id, name in enumerate(self.class_names):
+            self._class_of_label[label_of[name]] = class_id + 1
+        self._class_of_label[MASK_IGNORE] = SOURCE_IGNORE
 
     def read_labels(self, class_id: int, index: int) -> Tensor:
         """The labels alone, int16 [h,w]; those of classes that were left out are background."""
         mask = read_mask(self._masks[self.image_path(class_id, index)])
-        labels = np.zeros(mask.shape, np.int16)
-        for label, number in {**self._class_of_label, MASK_IGNORE: SOURCE_IGNORE}.items():
-            labels[mask == label] = number
-        return torch.from_numpy(labels)
+        return torch.from_numpy(self._class_of_label[mask.astype(np.int64).clip(0, MOST_LABELS)])
 
     def _labels_of(self, photo: Path) -> tuple[list[int], str | None]:
         """The labels in a photo's mask, and what is wrong with the pair."""
@@ -164,7 +173,11 @@ class LabelMasks(PhotoSource):
             return [], f"{photo}: no mask {mask_path.name} in {mask_path.parent}"
         except ValueError as error:
             return [], str(error)
-        return [int(k) for k in np.unique(mask) if k != 0], check_photo(photo, (mask.shape[1], mask.shape[0]))
+        labels = [int(k) for k in np.unique(mask) if k != 0]
+        if labels and not (labels[0] >= 1 and labels[-1] <= MOST_LABELS):
+            wrong = labels[0] if labels[0] < 1 else labels[-1]
+            return [], f"{mask_path}: label {wrong}; expected 0 background, 1 to {MOST_LABELS} a class, 255 ignored"
+        return labels, check_photo(photo, (mask.shape[1], mask.shape[0]))
 
 
 class JsonFolder(PhotoSource):
@@ -179,7 +192,10 @@ class JsonFolder(PhotoSource):
         find = _photo_finder(path)
 
         def check(item: dict[str, Any]) -> str | None:
-            return check_photo(find(item["file_name"]), (item["width"], item["height"]))
+            try:
+                return check_photo(find(item["file_name"]), (item["width"], item["height"]))
+            except (OSError, ValueError) as error:
+                return str(error)
 
         problems: list[str] = []
         by_category: dict[int, list[Path]] = {}
@@ -200,9 +216,8 @@ class JsonFolder(PhotoSource):
                 by_category.setdefault(category, []).append(photo)
         classes = {names[category]: photos for category, photos in sorted(by_category.items())}
         super().__init__(*_large_classes(path, classes, min_images, problems))
-        self._class_of_category = {
-            category: self.class_names.index(name) + 1 for category, name in names.items() if name in self.class_names
-        }
+        number_of = {name: number for number, name in enumerate(self.class_names, start=1)}
+        self._class_of_category = {category: number_of[name] for category, name in names.items() if name in number_of}
 
     def read_labels(self, class_id: int, index: int) -> Tensor:
         """The labels alone, int16 [h,w]; the pixels of ``class_id`` are exact, whatever else covers them."""
@@ -240,8 +255,8 @@ def _large_classes(
 
 
 def _names(path: Path) -> list[str]:
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()] if path.is_file() else []
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    names = [line.strip() for line in read_text(path).splitlines() if line.strip()] if path.exists() else []
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise ValueError(f"{path} names a class twice: {', '.join(repeated)}")
     return names
@@ -250,19 +265,30 @@ def _names(path: Path) -> list[str]:
 def _category_names(categories: list[dict[str, Any]]) -> dict[int, str]:
     """The name of every category; one that stands for several gets their ids."""
     names = [str(item["name"]) for item in categories]
+    count = Counter(names)
     return {
-        item["id"]: name if names.count(name) == 1 else f"{name} ({item['id']})"
+        item["id"]: name if count[name] == 1 else f"{name} ({item['id']})"
         for item, name in zip(categories, names, strict=True)
     }
 
 
 def _photo_finder(path: Path) -> Callable[[str], Path]:
-    """Where the photos of a JSON file lie: the first of the usual folders that has them."""
+    """Where the photos of a JSON file lie: the first of the usual folders that has them.
+
+    A relative name may not lead out of the data's folder; an absolute one is what `fewseg segment --coco` writes.
+    """
     stem = path.stem.removeprefix("instances_")
     base = path.parent.parent if path.parent.name == "annotations" else path.parent
     folders = [path.parent, base, base / "images", base / stem, base / "images" / stem]
 
     def find(name: str) -> Path:
+        if not os.path.isabs(name) and not _normal(path.parent / name).is_relative_to(_normal(base)):
+            raise ValueError(f"{name[:80]!r} leads out of {base}")
         return next((folder / name for folder in folders if (folder / name).is_file()), base / name)
 
     return find
+
+
+def _normal(path: Path) -> Path:
+    """Without "..", links left as they are."""
+    return Path(os.path.normpath(path))

@@ -11,11 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fewseg_ext.data.photos import MASK_SUFFIX, PhotoSource, check_pair, read_grey, visible
+from fewseg_ext.data.photos import FOREGROUND_FROM, MASK_SUFFIX, PhotoSource, check_pair, read_grey, visible
 
 FSS_SUFFIXES = (".jpg", ".jpeg")
-# A mask has soft, JPEG-like edges in some files, so it is cut in the middle.
-FOREGROUND_FROM = 128
 # The test classes are official; the other 760 are cut as most of the literature does. VPI trains on all 760.
 SPLITS = {"train": ("train",), "val": ("val",), "test": ("test",), "trainval": ("train", "val")}
 _CLASS_LIST = Path(__file__).with_name("fss1000_classes.txt")

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -32,12 +32,10 @@ def photo_hashes(source: ImageSource, console: Console | None = None) -> list[st
     """What a checkpoint keeps of its training photos under "photo_hashes": 8 bytes of a hash in hexadecimal each.
 
     Of a `PhotoSource` the files' bytes are hashed, of others the decoded pixels; sorted, each once. A console shows a
-    bar: all files are read.
+    bar: all files are read. Size and a part of each would be read sooner, but two pictures with the same margins, as
+    uncompressed files, would pass for one.
     """
-    if not isinstance(source, PhotoSource):
-        return sorted({_short(digest) for digest in _pixel_hashes(source).values()})
-    paths = sorted({path for photos in source.photos for path in photos})
-    return sorted({_short(digest) for digest in in_threads(_file_hash, paths, "hashing the photos", console)})
+    return sorted({digest for _, digest in _short_hashes(source, console)})
 
 
 def seen_photos(source: ImageSource, hashes: Iterable[str]) -> list[str]:
@@ -45,34 +43,37 @@ def seen_photos(source: ImageSource, hashes: Iterable[str]) -> list[str]:
     known = set(hashes)
     if not known:
         return []
-    return sorted(name for name, digest in _hashes_by_name(source).items() if digest in known)
+    return sorted({name for name, digest in _short_hashes(source) if digest in known})
 
 
-def _hashes_by_name(source: ImageSource) -> dict[str, str]:
-    if not isinstance(source, PhotoSource):
-        return {name: _short(digest) for name, digest in _pixel_hashes(source).items()}
+def _short_hashes(source: ImageSource, console: Console | None = None) -> Iterator[tuple[str, str]]:
+    """The name and the hash of every photo."""
+    hashes: Iterable[tuple[str, bytes]]
+    if isinstance(source, PhotoSource):
+        names = _names(source)
+        digests = in_threads(_file_hash, list(names), "hashing the photos", console)
+        hashes = zip(names.values(), digests, strict=True)
+    else:
+        hashes = _pixel_hashes(source).items()
+    for name, digest in hashes:
+        yield name, digest[:8].hex()
+
+
+def _names(source: PhotoSource) -> dict[Path, str]:
+    """What every photo is called, by where it lies."""
     return {
-        source.image_id(class_id, index): _short(_file_hash(path))
+        path: source.image_id(class_id, index)
         for class_id, photos in enumerate(source.photos)
         for index, path in enumerate(photos)
     }
-
-
-def _short(digest: bytes) -> str:
-    return digest[:8].hex()
 
 
 def _shared_files(train_source: PhotoSource, test_source: PhotoSource) -> list[str]:
     train: dict[int, list[Path]] = defaultdict(list)
     for path in {path for photos in train_source.photos for path in photos}:
         train[path.stat().st_size].append(path)
-    names = {
-        path: test_source.image_id(class_id, index)
-        for class_id, photos in enumerate(test_source.photos)
-        for index, path in enumerate(photos)
-    }
     shared = set()
-    for path, name in names.items():
+    for path, name in _names(test_source).items():
         candidates = train.get(path.stat().st_size, [])
         if path in candidates or (candidates and _file_hash(path) in {_file_hash(other) for other in candidates}):
             shared.add(name)

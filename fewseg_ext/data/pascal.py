@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from fewseg_ext.data.folds import HeldOut, Split, check_choice, check_fold
-from fewseg_ext.data.photos import PhotoSource, read_mask
+from fewseg_ext.data.photos import PhotoSource, is_plain_name, read_mask
 from fewseg_ext.data.transforms import SOURCE_IGNORE
-from fewseg_ext.files import write_text
+from fewseg_ext.files import read_json, write_text
 
 CLASSES = (
     "aeroplane",
@@ -160,17 +160,39 @@ def load_index(path: Path) -> list[PascalImage]:
 
     Raises:
         FileNotFoundError: there is none; the message says how to make it.
-        ValueError: it was written by another version.
+        ValueError: it was written by another version, or is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found: run `fewseg prepare pascal5i ROOT` first")
-    content = json.loads(path.read_text())
-    if content["version"] != INDEX_VERSION:
-        raise ValueError(f"{path} was written by another version: run `fewseg prepare pascal5i ROOT` again")
-    return [
-        PascalImage(name, voc_set, sbd_train, mask, tuple(PascalObject(*item) for item in objects))
-        for name, voc_set, sbd_train, mask, objects in content["images"]
-    ]
+    content = read_json(path)
+    try:
+        if content["version"] != INDEX_VERSION:
+            raise ValueError("another version")
+        images = [
+            PascalImage(name, voc_set, sbd_train, mask, tuple(PascalObject(*item) for item in objects))
+            for name, voc_set, sbd_train, mask, objects in content["images"]
+        ]
+        strange = next((image for image in images if not _plausible(image)), None)
+        if strange is not None:
+            raise ValueError(f"the photo {str(strange.name)[:80]!r}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged or was written by another version ({error}): run `fewseg prepare pascal5i ROOT` again"
+        ) from error
+    return images
+
+
+def _plausible(image: PascalImage) -> bool:
+    """Whether a line of an index, which somebody else may have written, can be used as it is."""
+    return (
+        is_plain_name(image.name)
+        and image.voc_set in ("train", "val", "sbd")
+        and (image.sbd_train is None or isinstance(image.sbd_train, bool))
+        and isinstance(image.mask, str)
+        and all(is_plain_name(part) for part in image.mask.split("/"))
+        and all(type(number) is int and number >= 0 for item in image.objects for number in item)
+        and all(1 <= item.label <= len(CLASSES) for item in image.objects)
+    )
 
 
 class Pascal5i(PhotoSource):

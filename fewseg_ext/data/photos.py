@@ -18,6 +18,12 @@ from torch import Tensor
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MASK_SUFFIX = ".png"
+# Where masks lie in another folder, a PNG is a photo too.
+PHOTO_SUFFIXES = (*IMAGE_SUFFIXES, MASK_SUFFIX)
+# A grey value from here on is the object: some masks have soft, JPEG-like edges, so they are cut in the middle.
+FOREGROUND_FROM = 128
+# What label maps call pixels that do not count.
+MASK_IGNORE = 255
 _EXIF_ORIENTATION = 0x0112
 
 T = TypeVar("T")
@@ -151,9 +157,7 @@ def check_photo(path: Path, size: tuple[int, int] | None = None, decode: bool = 
     """
     try:
         with _opened(path) as file:
-            stored, turned = file.size, file.size
-            if file.getexif().get(_EXIF_ORIENTATION, 1) >= 5:
-                turned = (stored[1], stored[0])
+            stored, turned = file.size, turned_size(file)
             if size is not None and size not in (stored, turned):
                 return f"{path}: {_size(turned)} pixels, but its mask is {_size(size)}"
             if decode:
@@ -191,11 +195,21 @@ def check_pair(photo: Path, foreground: Callable[[Path], NDArray[np.bool_]] | No
     return check_photo(photo, size, decode=foreground is not None)
 
 
+def turned_size(file: Image.Image) -> tuple[int, int]:
+    """(width, height) of a photo when it is turned as its camera says (EXIF)."""
+    width, height = file.size
+    return (height, width) if file.getexif().get(_EXIF_ORIENTATION, 1) >= 5 else (width, height)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """``Image.open`` whose errors, those of decoding inside the block too, name the file."""
     try:
+        if path.exists() and not path.is_file():
+            # A pipe would be waited for.
+            raise ValueError(f"{path} cannot be read: no ordinary file")
         with Image.open(path) as file:
+            check_format(file, str(path))
             yield file
     except FileNotFoundError:
         raise
@@ -207,8 +221,23 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
+def check_format(image: Image.Image, name: str) -> None:
+    """Refuses what Pillow would start another program for.
+
+    Raises:
+        ValueError: it is PostScript, which Ghostscript would run.
+    """
+    if image.format == "EPS":
+        raise ValueError(f"{name} cannot be read: PostScript is a program, not a photo")
+
+
 def _size(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
+
+
+def is_plain_name(name: Any) -> bool:
+    """Whether it is the name of a file, without folders."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set("/\\\0") & set(name)
 
 
 def visible(folder: Path) -> list[Path]:

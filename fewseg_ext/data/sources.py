@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from fewseg_ext.data.coco import YEARS, COCO20i
 from fewseg_ext.data.folder import open_folder
 from fewseg_ext.data.folds import FOLDS
 from fewseg_ext.data.fss1000 import FSS1000, find_class_folders, split_classes
 from fewseg_ext.data.pascal import Pascal5i
 from fewseg_ext.data.photos import PhotoSource
+from fewseg_ext.data.subset import ClassSubset
 
 
 @dataclass(frozen=True)
@@ -25,33 +23,6 @@ class SourceKind:
     folds: int = 0  # how many there are; 0 for a data set without folds
     takes_year: bool = False
     takes_prepared: bool = False  # whether it reads what `fewseg prepare` wrote
-
-
-class ClassSubset(PhotoSource):
-    """Some classes of a source; the pixels of the others are background."""
-
-    def __init__(self, source: PhotoSource, classes: Sequence[str]) -> None:
-        unknown = [name for name in classes if name not in source.class_names]
-        if unknown:
-            raise ValueError(
-                f"classes: {', '.join(unknown)} not in the data, which has {', '.join(source.class_names)}"
-            )
-        self.source = source
-        self._ids = [source.class_names.index(name) for name in classes]
-        self.title = f"{source.title}, {', '.join(classes)}"
-        # The last entry is that of the label -1, which stays.
-        self._new_label = torch.zeros(len(source.class_names) + 2, dtype=torch.int16)
-        self._new_label[torch.tensor(self._ids) + 1] = torch.arange(1, len(classes) + 1, dtype=torch.int16)
-        self._new_label[-1] = -1
-        super().__init__(classes, [source.photos[class_id] for class_id in self._ids])
-
-    def image_id(self, class_id: int, index: int) -> str:
-        """The source's own."""
-        return self.source.image_id(self._ids[class_id], index)
-
-    def read_labels(self, class_id: int, index: int) -> Tensor:
-        """The labels alone, int16 [h,w]."""
-        return self._new_label[self.source.read_labels(self._ids[class_id], index).long()]
 
 
 def _pascal(family: str) -> SourceKind:
@@ -142,4 +113,9 @@ def open_source(
     if kind.folds:
         choice.update({"fold": fold} if classes is None else {"classes": classes})
     source = kind.open(root, **choice)
-    return source if classes is None or kind.folds else ClassSubset(source, classes)
+    if classes is None or kind.folds:
+        return source
+    unknown = [name for name in classes if name not in source.class_names]
+    if unknown:
+        raise ValueError(f"classes: {', '.join(unknown)} not in the data, which has {', '.join(source.class_names)}")
+    return ClassSubset(source, [source.class_names.index(name) for name in classes])

@@ -5,11 +5,15 @@ import random
 import torch
 from torch import Tensor
 
+from fewseg_ext.optional import need_torchvision
+
 # ImageNet statistics of RGB values in [0, 1], which the pretrained backbones expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # What a source writes for pixels that count neither way: 255 could be a class.
 SOURCE_IGNORE = -1
+# Imported where it is used: importing this package must not need it.
+_NEEDS = "transforms of images need"
 # What fills the outside of a photo: zero after normalisation, but for rounding.
 _MEAN_PIXEL = tuple(round(255 * value) for value in IMAGENET_MEAN)
 
@@ -40,15 +44,14 @@ class PairTransform:
         Returns:
             The image, float32 [3,h,w] normalised with the ImageNet statistics, and the labels, dtype unchanged.
         """
-        # torchvision cannot be imported beside every torch, so importing this package must not need it.
+        need_torchvision(_NEEDS)
         from torchvision.transforms.v2 import functional as F
 
         if self.size is not None:
             image, labels = _resize(image, labels, self.size)
         if self.flip and rng.random() < 0.5:
             image, labels = F.horizontal_flip(image), F.horizontal_flip(labels)
-        image = F.to_dtype(image, torch.float32, scale=True)
-        return F.normalize(image, list(IMAGENET_MEAN), list(IMAGENET_STD)), labels
+        return normalize(F.to_dtype(image, torch.float32, scale=True)), labels
 
 
 class ScaleAndCrop(PairTransform):
@@ -98,6 +101,7 @@ class RotateAndCrop(PairTransform):
 
     def __call__(self, image: Tensor, labels: Tensor, rng: random.Random) -> tuple[Tensor, Tensor]:
         """See `PairTransform`."""
+        need_torchvision(_NEEDS)
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional as F
 
@@ -133,6 +137,7 @@ def vpi_transforms(size: int = 384, degrees: float = 10.0) -> tuple[PairTransfor
 
 def _resize(image: Tensor, labels: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """Squashes both to side x side: the image smoothly, the labels by the nearest pixel."""
+    need_torchvision(_NEEDS)
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.v2 import functional as F
 
@@ -143,8 +148,23 @@ def _resize(image: Tensor, labels: Tensor, side: int) -> tuple[Tensor, Tensor]:
     return image, F.resize(labels[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
 
 
+def squash_labels(labels: Tensor, side: int) -> Tensor:
+    """uint8 [h,w] squashed to a square by the nearest pixel, as `PairTransform` does it."""
+    return torch.nn.functional.interpolate(labels[None, None], size=(side, side), mode="nearest-exact")[0, 0]
+
+
+def normalize(images: Tensor) -> Tensor:
+    """RGB values in [0, 1], [...,3,h,w], with the ImageNet statistics."""
+    mean, std = _statistics(images)
+    return (images - mean) / std
+
+
 def denormalize(images: Tensor) -> Tensor:
     """[...,3,h,w] normalised images -> RGB values in [0, 1], to look at."""
-    mean = torch.tensor(IMAGENET_MEAN).view(3, 1, 1).to(images)
-    std = torch.tensor(IMAGENET_STD).view(3, 1, 1).to(images)
+    mean, std = _statistics(images)
     return (images * std + mean).clamp(0, 1)
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    mean, std = (torch.tensor(x, dtype=images.dtype, device=images.device) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean.view(3, 1, 1), std.view(3, 1, 1)

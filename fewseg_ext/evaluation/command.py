@@ -30,12 +30,11 @@ from fewseg_ext.evaluation.report import (
     as_markdown,
     print_report,
 )
-from fewseg_ext.files import write_text
+from fewseg_ext.files import remove_leftovers, write_text
 from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline, PrototypeModel
-from fewseg_ext.models.registry import build_model
 from fewseg_ext.models.vpi import VPI
 from fewseg_ext.progress import progress_bar
-from fewseg_ext.training.checkpoint import load_checkpoint
+from fewseg_ext.training.checkpoint import load_model
 
 METHODS: dict[str, type[BiOpt] | type[PrototypeBaseline]] = {"biopt": BiOpt, "baseline": PrototypeBaseline}
 EXAMPLES = 6
@@ -66,9 +65,7 @@ class ModelChoice:
         hashes: list[str] = []
         if self.checkpoint is not None:
             path = self.checkpoint.replace(FOLD, str(fold))
-            checkpoint = load_checkpoint(path)
-            model = build_model(checkpoint.model)
-            model.load_state_dict(checkpoint.weights)
+            model, checkpoint = load_model(path)
             hashes = checkpoint.photo_hashes or []
             about = {**model.config, "checkpoint": _file(path), "iterations": checkpoint.iteration}
         else:
@@ -121,8 +118,8 @@ def run_evaluation(
     """Scores a model and writes the result.
 
     Args:
-        out_dir: gets ``evaluation.json``, ``.csv``, ``.md``, ``class_iou.png`` and ``examples.png``. Each file appears
-            whole or not at all.
+        out_dir: gets ``evaluation.json``, ``.csv``, ``.md`` and, where matplotlib is installed, ``class_iou.png`` and
+            ``examples.png``. Each file appears whole or not at all.
         choice: the model; a checkpoint for several folds needs "{fold}" in its name, since each fold has its own.
         dataset: one of `SOURCES`.
         root: the data set's folder.
@@ -157,6 +154,7 @@ def run_evaluation(
     }
     out = Path(out_dir)
     out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
 
     results: list[FoldScores] = []
     total = len(protocol.seeds) * sum(episodes)
@@ -201,17 +199,21 @@ def run_evaluation(
             "images_encoded": encoded,
         },
     )
-    _write(out, report, sources[0], models[0][0], device)
+    _write(out, report)
     if console is not None:
         print_report(console, report)
-        console.print(f"Report, charts and examples: {out}", highlight=False)
+    try:
+        _draw(out, report, sources[0], models[0][0], device)
+    except ImportError as error:
+        # The scores took hours, and are written.
+        if console is not None:
+            console.print(f"No class_iou.png, no examples.png: {error}", markup=False, highlight=False)
+    if console is not None:
+        console.print(f"Report, charts and examples: {out}", markup=False, highlight=False)
     return report
 
 
-def _write(
-    out: Path, report: EvaluationReport, source: ImageSource, model: nn.Module, device: torch.device | str
-) -> None:
-    protocol = report.protocol
+def _write(out: Path, report: EvaluationReport) -> None:
     texts = {
         "json": json.dumps(as_json(report), indent=2, allow_nan=False) + "\n",
         "csv": as_csv(report),
@@ -219,6 +221,13 @@ def _write(
     }
     for suffix, text in texts.items():
         write_text(out / f"evaluation.{suffix}", text)
+
+
+def _draw(
+    out: Path, report: EvaluationReport, source: ImageSource, model: nn.Module, device: torch.device | str
+) -> None:
+    """Needs matplotlib."""
+    protocol = report.protocol
     spreads = {name: s for name, s in report.class_spreads("original").items() if s.mean == s.mean}
     save_figure(
         out / "class_iou.png",

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fewseg_ext import ops
 from fewseg_ext.data.episodes import IGNORE_INDEX, EpisodeDataset, EpisodePlan, ImageSource, episode_labels
-from fewseg_ext.data.transforms import PairTransform
+from fewseg_ext.data.transforms import PairTransform, squash_labels
 from fewseg_ext.evaluation.cache import TensorCache, Tensors
 from fewseg_ext.evaluation.metrics import SegmentationScore
 from fewseg_ext.evaluation.protocol import EvaluationProtocol
@@ -248,10 +247,8 @@ def _images_of(plan: EpisodePlan, protocol: EvaluationProtocol) -> list[tuple[_K
 
 
 def _resize_labels(labels: Tensor, size: int | None) -> Tensor:
-    """uint8 [h,w] squashed to a square as `PairTransform` does it; None keeps the size."""
-    if size is None:
-        return labels
-    return F.interpolate(labels[None, None], size=(size, size), mode="nearest-exact")[0, 0]
+    """uint8 [h,w] squashed to a square; None keeps the size."""
+    return labels if size is None else squash_labels(labels, size)
 
 
 def _in_per_cent(score: SegmentationScore, class_names: Sequence[str]) -> Scores:

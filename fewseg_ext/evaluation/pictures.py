@@ -36,6 +36,15 @@ class GridRow:
     uncertainties: dict[str, Tensor] = field(default_factory=dict)  # column title -> float32 [h,w] in nats
 
 
+def check_matplotlib() -> None:
+    """To be called before the minutes or hours whose pictures are drawn at the end.
+
+    Raises:
+        ImportError: it is not installed; the message says how to.
+    """
+    _figure_class()
+
+
 def draw_grid(rows: Sequence[GridRow]) -> "Figure":
     """Support, query, truth, every prediction and every map of uncertainty in columns, one episode per row.
 
@@ -60,7 +69,7 @@ def draw_grid(rows: Sequence[GridRow]) -> "Figure":
             ax.imshow(row.uncertainties[name].numpy(), cmap="magma", vmin=0, vmax=math.log(2))
             _bare(ax)
             ax.set_xlabel(f"mean {row.uncertainties[name].mean():.2f} nats", fontsize=9, color=INK, labelpad=3)
-        line[0].set_ylabel(row.title, fontsize=9, color=INK)
+        line[0].set_ylabel(_plain(row.title), fontsize=9, color=INK)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=11, color=INK)
     return figure
@@ -107,15 +116,15 @@ def draw_class_scores(means: Mapping[str, float], spreads: Mapping[str, float], 
     ax = figure.subplots()
     rows = range(len(means))
     ax.barh(rows, list(means.values()), xerr=[spreads[name] for name in means], color="#7fa6d6", ecolor=INK, capsize=2)
-    ax.set_yticks(rows, [name.replace("_", " ") for name in means], fontsize=9, color=INK)
+    ax.set_yticks(rows, [_plain(name.replace("_", " ")) for name in means], fontsize=9, color=INK)
     ax.invert_yaxis()
     ax.set_ylim(len(means) - 0.4, -0.6)
     mean = sum(means.values()) / len(means)
     ax.axvline(mean, color="#1f5fa8", linewidth=1.2, linestyle="--")
     ax.set_xlabel(f"IoU, per cent (mean over classes {mean:.1f})", color=INK)
     ax.set_xlim(0, 100)
-    ax.set_title(title, fontsize=10, color=INK)
-    figure.supxlabel(textwrap.fill(protocol, 130), fontsize=6, color=INK)
+    ax.set_title(_plain(title), fontsize=10, color=INK)
+    figure.supxlabel(_plain(textwrap.fill(protocol, 130)), fontsize=6, color=INK)
     ax.grid(alpha=0.25, axis="x")
     ax.spines[["top", "right"]].set_visible(False)
     return figure
@@ -154,6 +163,11 @@ def _bare(ax: "Axes") -> None:
     ax.set_yticks([])
     for spine in ax.spines.values():
         spine.set_visible(False)
+
+
+def _plain(text: str) -> str:
+    """As it is: a dollar begins no formula, and what is no text in any encoding is a question mark."""
+    return text.encode("utf-8", "replace").decode().replace("$", r"\$").replace("\0", "")
 
 
 def _figure_class() -> "type[Figure]":

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from fewseg_ext.evaluation.evaluator import Scores
 from fewseg_ext.evaluation.protocol import EvaluationProtocol
@@ -119,9 +120,9 @@ def print_report(console: Console, report: EvaluationReport) -> None:
             continue
         table = Table(head[0], *(Column(name, justify="right", no_wrap=True) for name in head[1:]))
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         console.print(table)
-    console.print(f"\nProtocol: {report.protocol_line}.", highlight=False)
+    console.print(f"\nProtocol: {report.protocol_line}.", markup=False, highlight=False)
     if report.warning:
         console.print(f"Warning: {report.warning}.", style="yellow", highlight=False, markup=False)
 

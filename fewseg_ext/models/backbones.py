@@ -8,8 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from fewseg_ext.optional import need_torchvision
+from fewseg_ext.torch_files import load_torch
 
 BACKBONES = ("conv4", "mobilenet_v2", "resnet18", "resnet50", "resnet101", "vgg16")
 
@@ -53,6 +57,12 @@ def freeze_batch_norm(module: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: a BatchNorm of another kind, whose ``forward`` is not known here.
+
+    Example:
+        >>> from torch import nn
+        >>> from fewseg_ext.models import freeze_batch_norm
+        >>> freeze_batch_norm(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))).train()[1].training
+        False
     """
     for child in module.modules():
         if not isinstance(child, nn.modules.batchnorm._BatchNorm) or type(child) in _FROZEN.values():
@@ -137,6 +147,12 @@ def build_backbone(name: str, weights: str | os.PathLike[str] | None = None) -> 
         FileNotFoundError: a path without a file.
         ImportError: torchvision or timm is needed and not installed.
         OSError: weights that could not be downloaded.
+
+    Example:
+        >>> import torch
+        >>> from fewseg_ext.models import build_backbone
+        >>> build_backbone("conv4")(torch.randn(1, 3, 64, 64)).shape
+        torch.Size([1, 64, 16, 16])
     """
     if name == "conv4":
         module: nn.Module = importlib.import_module("fewseg_ext.models.conv4").Conv4()
@@ -149,10 +165,9 @@ def build_backbone(name: str, weights: str | os.PathLike[str] | None = None) -> 
 
 
 def _torchvision_backbone(name: str, weights: str | os.PathLike[str] | None) -> nn.Module:
-    try:
-        from torchvision import models
-    except ImportError as error:
-        raise ImportError(f"backbone {name!r} needs torchvision: pip install torchvision") from error
+    need_torchvision(f"backbone {name!r} needs")
+    from torchvision import models
+
     # torchvision dilates its ResNets of bottleneck blocks itself, and refuses for the others.
     options = {"replace_stride_with_dilation": [False, True, True]} if name in ("resnet50", "resnet101") else {}
     full: Any = models.get_model(name, weights=None, **options)
@@ -320,17 +335,15 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise FileNotFoundError(f"weights: there is no file {os.fspath(path)!r}")
     try:
         if Path(path).suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each library raises types of its own; torch's text would advise to switch safety off
-        if isinstance(error, ImportError | OSError):
-            raise
+        state = load_torch(path)
+    except (ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise ValueError(
             f"weights: {os.fspath(path)!r} cannot be read: it is damaged, or not a file of weights alone"
         ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise ValueError(f"weights: {os.fspath(path)!r} holds no state dict, expected parameter names and tensors")
     return dict(state)
 
@@ -341,6 +354,16 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], ignored: tuple[
     Raises:
         ValueError: keys that are missing, unexpected or of another shape; the message names the first few of each.
     """
+    given = check_weights(module, state, ignored)
+    try:
+        module.load_state_dict(given, strict=False)
+    except (RuntimeError, TypeError) as error:
+        # Values that are no dense numbers: sparse, quantised, without storage.
+        raise ValueError("weights: their values cannot be taken over as numbers") from error
+
+
+def check_weights(module: nn.Module, state: Mapping[str, Tensor], ignored: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """What of ``state`` goes into ``module``; see `load_weights`."""
     expected = module.state_dict()
     given = {key: value for key, value in state.items() if key in expected or not key.startswith(ignored or ("\0",))}
     # Files from before PyTorch 0.4.1 have no batch counters, and a frozen BatchNorm has no use for them.
@@ -352,10 +375,10 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], ignored: tuple[
         if k in given and given[k].shape != expected[k].shape
     ]
     problems = [
-        f"{len(keys)} {what}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}"
+        f"{len(keys)} {what}: {', '.join(key[:100] for key in keys[:3])}{', ...' if len(keys) > 3 else ''}"
         for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
         if keys
     ]
     if problems:
         raise ValueError(f"weights: the keys do not fit the {len(expected)} expected ones; {'; '.join(problems)}")
-    module.load_state_dict(given, strict=False)
+    return given

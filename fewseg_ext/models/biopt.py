@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewseg_ext import ops
-from fewseg_ext.models.episode_model import EpisodeModel, check_query_masks, check_tasks
+from fewseg_ext.models.episode_model import EpisodeModel, SupportTensors, check_query_masks, check_tasks
 from fewseg_ext.models.prototypes import (
     label_masks,
     query_prototypes,
@@ -20,17 +20,16 @@ from fewseg_ext.models.prototypes import (
     upsample,
 )
 
+# The papers take 10; more than this would be a mistake, or a file that means to keep a computer busy.
+MOST_STEPS = 100_000
+
 
 @dataclass
-class SupportState:
+class SupportState(SupportTensors):
     """What a model keeps of a support set: encode it once, segment any number of queries."""
 
     prototypes: Tensor
     """P_s [B,K,C]."""
-
-    def repeat(self, queries: int) -> "SupportState":
-        """The state of ``queries`` queries per task, task by task: [B * queries, K, C]."""
-        return SupportState(self.prototypes.repeat_interleave(queries, dim=0))
 
 
 @dataclass
@@ -149,6 +148,14 @@ class PrototypeBaseline(PrototypeModel):
         weights: for a backbone given by name: None, a torchvision weights name, or a path.
         scale: alpha, the factor of the cosine in the softmax.
         resize: "features" pools as if the features were upsampled to the mask, "masks" downsamples the mask.
+
+    Example:
+        >>> import torch, fewseg_ext
+        >>> model = fewseg_ext.PrototypeBaseline("conv4")
+        >>> support_images = torch.randn(1, 2, 5, 3, 64, 64)  # two ways, five shots
+        >>> support_masks = torch.randint(0, 3, (1, 2, 5, 64, 64))
+        >>> model(support_images, support_masks, torch.randn(1, 3, 64, 64)).logits.shape
+        torch.Size([1, 3, 64, 64])
     """
 
     def __init__(
@@ -187,6 +194,22 @@ class BiOpt(PrototypeModel):
         second_order: differentiate through the inner gradients; False takes them as constants.
         scale: alpha, the factor of the cosine in the softmax.
         resize: "features" pools as if the features were upsampled to the mask, "masks" downsamples the mask.
+
+    Example:
+        >>> import torch, fewseg_ext
+        >>> model = fewseg_ext.BiOpt("conv4")
+        >>> support_images, support_masks = torch.randn(1, 1, 5, 3, 64, 64), torch.rand(1, 1, 5, 64, 64) < 0.3
+        >>> query_images, query_masks = torch.randn(1, 3, 64, 64), torch.rand(1, 64, 64) < 0.3
+        >>> output = model(support_images, support_masks, query_images, query_masks)
+        >>> output.loss.backward()
+        >>> output.logits.shape, list(output.losses)
+        (torch.Size([1, 2, 64, 64]), ['support', 'init', 'final'])
+
+        For prediction each part alone, so that a support set and a photo are encoded once:
+
+        >>> with torch.no_grad():
+        ...     state, query = model.encode_support(support_images, support_masks), model.encode_query(query_images)
+        ...     masks = [model.predict(state, query, steps=steps).logits.argmax(1) for steps in (0, 10)]
     """
 
     def __init__(
@@ -207,6 +230,8 @@ class BiOpt(PrototypeModel):
             raise ValueError(f'init: expected "module" or "support", got {init!r}')
         if inner_steps < 0:
             raise ValueError(f"inner_steps: expected 0 or more, got {inner_steps}")
+        if inner_steps > MOST_STEPS:
+            raise ValueError(f"inner_steps: expected at most {MOST_STEPS}, got {inner_steps}")
         if not math.isfinite(inner_lr):
             raise ValueError(f"inner_lr: expected a finite number, got {inner_lr}")
         if inner_reduction not in ("mean", "sum"):

@@ -12,9 +12,18 @@ from torch import Tensor, nn
 from fewseg_ext.models.backbones import build_backbone
 from fewseg_ext.models.prototypes import check_labels
 
+State = TypeVar("State", bound="SupportTensors")
 Support = TypeVar("Support")
 Query = TypeVar("Query")
 Output = TypeVar("Output")
+
+
+class SupportTensors:
+    """What a model keeps of a support set: a dataclass of tensors whose first dimension is that of the tasks."""
+
+    def repeat(self: State, queries: int) -> State:
+        """The state of ``queries`` queries per task, task by task: [B * queries, ...]."""
+        return type(self)(*(tensor.repeat_interleave(queries, dim=0) for tensor in vars(self).values()))
 
 
 class EpisodeModel(nn.Module, Generic[Support, Query, Output]):

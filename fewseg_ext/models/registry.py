@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from fewseg_ext.models.backbones import BACKBONES, check_weights, load_weights
 from fewseg_ext.models.biopt import BiOpt, PrototypeBaseline, PrototypeModel
 from fewseg_ext.models.vpi import VPI
 
@@ -23,6 +26,11 @@ def build_model(config: Mapping[str, Any], **overrides: Any) -> PrototypeModel |
 
     Raises:
         ValueError: an unknown name, or a backbone without a name.
+
+    Example:
+        >>> from fewseg_ext.models import BiOpt, build_model
+        >>> build_model(BiOpt("conv4", inner_steps=3).config).inner_steps
+        3
     """
     arguments = {**config, "weights": None, **overrides}
     name = arguments.pop("name")
@@ -31,3 +39,23 @@ def build_model(config: Mapping[str, Any], **overrides: Any) -> PrototypeModel |
     if arguments["backbone"] is None:
         raise ValueError("model: its backbone was a module without a name; pass backbone=module")
     return MODELS[name](**arguments)
+
+
+def restore_model(config: Mapping[str, Any], weights: Mapping[str, Any]) -> PrototypeModel | VPI:
+    """The model of a file, which may be anybody's: built from its config, and given its parameters' values.
+
+    Raises:
+        ValueError: a config that is no model's, or weights that do not fit it; the message is short.
+    """
+    try:
+        if config.get("backbone") in BACKBONES:
+            # First without memory: what the config says of sizes is believed once the weights have them.
+            with torch.device("meta"):
+                skeleton = build_model(config)
+            check_weights(skeleton, weights)
+        model = build_model(config)
+    except (AttributeError, KeyError, TypeError, RuntimeError, OverflowError, ZeroDivisionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"model: its settings make none ({type(error).__name__}: {reason})") from error
+    load_weights(model, weights)
+    return model

@@ -14,7 +14,7 @@ from torch.distributions import Normal, kl_divergence
 
 from fewseg_ext import ops
 from fewseg_ext.models.biopt import SegmentationOutput
-from fewseg_ext.models.episode_model import EpisodeModel, check_query_masks, check_tasks
+from fewseg_ext.models.episode_model import EpisodeModel, SupportTensors, check_query_masks, check_tasks
 from fewseg_ext.models.prototypes import IGNORE_INDEX, pool, upsample
 
 # Standard deviations between 0.007 and 7: positive and finite, and wider than any that training should end at.
@@ -22,18 +22,18 @@ LOG_VARIANCE_RANGE = (-10.0, 4.0)
 INITIAL_LOG_VARIANCE = -4.0  # a deviation of 0.14
 
 
+# The paper takes 6; more than this would be a mistake, or a file that means to keep a computer busy.
+MOST_SAMPLES = 10_000
+
+
 @dataclass
-class GaussianState:
+class GaussianState(SupportTensors):
     """What VPI keeps of a support set: one Gaussian per way and shot."""
 
     mean: Tensor
     """[B,N,S,D]."""
     variance: Tensor
     """[B,N,S,D], positive."""
-
-    def repeat(self, queries: int) -> "GaussianState":
-        """The state of ``queries`` queries per task, task by task: [B * queries, ...]."""
-        return GaussianState(*(x.repeat_interleave(queries, dim=0) for x in (self.mean, self.variance)))
 
 
 @dataclass
@@ -171,6 +171,15 @@ class VPI(EpisodeModel[GaussianState, PyramidState, UncertainOutput]):
         variance_weighting: how their variances are, "precision" or "uniform".
         deterministic: the paper's counterpart without a distribution: z is the mean, no KL.
         resize: "features" pools as if the features were upsampled to the mask, "masks" downsamples the mask.
+
+    Example:
+        >>> import torch, fewseg_ext
+        >>> model = fewseg_ext.VPI("conv4", latent_dim=32, width=48).eval()
+        >>> support_images, support_masks = torch.randn(1, 1, 5, 3, 64, 64), torch.rand(1, 1, 5, 64, 64) < 0.3
+        >>> with torch.no_grad():
+        ...     output = model(support_images, support_masks, torch.randn(1, 3, 64, 64))
+        >>> output.probabilities.shape, output.mutual_information.shape
+        (torch.Size([1, 2, 64, 64]), torch.Size([1, 64, 64]))
     """
 
     def __init__(
@@ -199,6 +208,10 @@ class VPI(EpisodeModel[GaussianState, PyramidState, UncertainOutput]):
         ):
             if value < least:
                 raise ValueError(f"{name}: expected {least} or more, got {value}")
+        if max(num_samples, train_samples) > MOST_SAMPLES:
+            raise ValueError(
+                f"num_samples, train_samples: expected at most {MOST_SAMPLES}, got {num_samples}, {train_samples}"
+            )
         for name, choice, choices in (
             ("sample_from", sample_from, ("prior", "posterior")),
             ("average", average, ("probabilities", "logits")),

@@ -6,6 +6,7 @@ kernels; autograd, autocast and the shape rules (fake kernels) are registered fr
 
 import os
 import sysconfig
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,24 @@ _BAD_LABEL = "target has the label"
 
 
 def _find(name: str) -> Path:
-    """A library of this package. Python that runs in the source folder finds the package there before the installed
-    one, and the kernels only in the latter."""
+    """A library of this package. Python that runs in the source folder, or after an editable installation, finds the
+    package there and the kernels only where they were installed."""
     if not (_PACKAGE / name).is_file() and (_PACKAGE.parent / "CMakeLists.txt").is_file():
         return Path(sysconfig.get_path("platlib"), "fewseg_ext", name)
     return _PACKAGE / name
+
+
+def _warn_of_newer_sources(library: Path) -> None:
+    """Beside sources that can be edited: edits of Python are seen at once, those of C++ when it is built again."""
+    root = _PACKAGE.parent
+    sources = [root / "CMakeLists.txt", *(p for folder in ("cmake", "csrc") for p in (root / folder).rglob("*.*"))]
+    newest = max(sources, key=lambda path: path.stat().st_mtime)
+    if newest.stat().st_mtime > library.stat().st_mtime:
+        warnings.warn(
+            f"{newest.relative_to(root)} is newer than the compiled kernels in {library.parent}: install again, with "
+            "the command that installed them, or the edit has no effect",
+            stacklevel=2,
+        )
 
 
 def _load(name: str) -> None:
@@ -39,6 +53,8 @@ def _load(name: str) -> None:
             "with `pip install .` from the source folder; the sources alone do not work, because the kernels have to "
             "be compiled."
         )
+    if path.parent != _PACKAGE:
+        _warn_of_newer_sources(path)
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -68,9 +84,19 @@ library = torch.library.Library("fewseg", "FRAGMENT")
 below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
+def _with_defaults(op: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Calls ``kernel`` with every argument of the schema: torch leaves out those at the end that have their default."""
+    defaults = [argument.default_value for argument in getattr(torch.ops.fewseg, op).default._schema.arguments]
+
+    def call(*args: Any) -> Any:
+        return kernel(*args, *defaults[len(args) :])
+
+    return call
+
+
 def register_fake(op: str, kernel: Callable[..., Any]) -> None:
     """The result's shapes, dtypes and layout from the arguments', for torch.compile and export."""
-    torch.library.register_fake(f"fewseg::{op}", kernel, lib=library)
+    torch.library.register_fake(f"fewseg::{op}", _with_defaults(op, kernel), lib=library)
 
 
 def _without_cuda(op: str) -> Callable[..., Any]:
@@ -88,29 +114,44 @@ def _without_cuda(op: str) -> Callable[..., Any]:
 
 def register_autograd(op: str, kernel: Callable[..., Any]) -> None:
     """What runs for ``torch.ops.fewseg.<op>`` above the CPU or CUDA kernel."""
+    complete = _with_defaults(op, kernel)
 
-    def outside_transforms(*args: Any, **kwargs: Any) -> Any:
+    def outside_transforms(*args: Any) -> Any:
         # An autograd Function cannot be applied inside the dispatcher while a transform is at work.
         if torch._C._are_functorch_transforms_active():
             raise NotImplementedError(
                 f"torch.ops.fewseg.{op} does not work under torch.func transforms; call fewseg_ext.{op} instead"
             )
-        return kernel(*args, **kwargs)
+        return complete(*args)
 
     library.impl(op, outside_transforms, "Autograd")
     if not has_cuda_kernels:
         library.impl(op, _without_cuda(op), "CUDA")
 
 
-def register_autocast(op: str, kernel: Callable[..., Any]) -> None:
-    """What runs first under ``torch.autocast``; ``kernel`` is called with autocast switched off."""
+def register_autocast(op: str, features: bool = True) -> None:
+    """What runs first under ``torch.autocast``: floating tensors become float32, or stay as they are beside float64.
+
+    Bool masks become float32 too: they say nothing of the result's dtype, which is to be float32 like the others'.
+
+    Args:
+        op: the operator.
+        features: whether the first argument is a feature map, which is taken as it comes.
+    """
+    overload = getattr(torch.ops.fewseg, op).default
+
+    def cast(index: int, x: Any, first: Tensor) -> Any:
+        if not isinstance(x, Tensor) or first.dtype == torch.float64 or (features and index == 0):
+            return x
+        return x.to(torch.float32) if x.is_floating_point() or x.dtype == torch.bool else x
+
     for backend in ("CPU", "CUDA"):
         key = f"Autocast{backend}"
         keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
-        def outside_autocast(*args: Any, _keys: Any = keys, **kwargs: Any) -> Any:
+        def outside_autocast(*args: Any, _keys: Any = keys) -> Any:
             with torch._C._ExcludeDispatchKeyGuard(_keys):
-                return kernel(*args, **kwargs)
+                return overload(*(cast(index, x, args[0]) for index, x in enumerate(args)))
 
         library.impl(op, outside_autocast, key)
 
@@ -260,13 +301,6 @@ def translate(error: RuntimeError) -> Exception:
     """The exception to raise for what a kernel raised: a bad label is the caller's ValueError."""
     text = str(error)
     return ValueError(text) if _BAD_LABEL in text else error
-
-
-def autocast_operand(x: Tensor, features: Tensor) -> Tensor:
-    """Under autocast everything but the features is float32 (beside float64 features it stays as it is)."""
-    if not x.is_floating_point() or features.dtype == torch.float64:
-        return x
-    return x.to(torch.float32)
 
 
 def is_channels_last(features: Tensor) -> bool:

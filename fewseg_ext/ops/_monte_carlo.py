@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fewseg_ext.ops import _checks
@@ -24,11 +23,6 @@ def probabilities(logits: Tensor, size: Sequence[int] | None) -> Tensor:
     """An empty result [B,K,h,w]."""
     grid = logits.shape[3:] if size is None else size
     return logits.new_empty((logits.shape[0], logits.shape[2], grid[0], grid[1]))
-
-
-def autocast_logits(logits: Tensor) -> Tensor:
-    """Under autocast the probabilities are float32 (float64 for float64 logits)."""
-    return logits if logits.dtype == torch.float64 else logits.to(torch.float32)
 
 
 def fake_backward(gradient: Tensor, logits: Tensor, *rest: Any) -> Tensor:

@@ -97,29 +97,8 @@ _differentiable = _library.differentiable(_CosineCrossEntropy)
 _apply = _library.checked_late(_op, _differentiable, _check, differentiable=2)
 
 
-def _autograd(
-    features: Tensor,
-    prototypes: Tensor,
-    target: Tensor,
-    scale: float = 20.0,
-    ignore_index: int = 255,
-    reduction: str = "mean",
-) -> Tensor:
-    return _apply(features, prototypes, target, scale, ignore_index, reduction)
-
-
-def _autocast(features: Tensor, prototypes: Tensor, *rest: Any, **options: Any) -> Tensor:
-    prototypes = _library.autocast_operand(prototypes, features)
-    return torch.ops.fewseg.cosine_cross_entropy(features, prototypes, *rest, **options)
-
-
 def _fake(
-    features: Tensor,
-    prototypes: Tensor,
-    target: Tensor,
-    scale: float = 20.0,
-    ignore_index: int = 255,
-    reduction: str = "mean",
+    features: Tensor, prototypes: Tensor, target: Tensor, scale: float, ignore_index: int, reduction: str
 ) -> Tensor:
     _check(features, prototypes, target, scale, ignore_index, reduction)
     size = (features.shape[0],) if reduction == "per_task" else ()
@@ -136,8 +115,8 @@ def _fake_backward(
     return _library.fake_cosines_backward(gradient, features, prototypes, *rest)
 
 
-_library.register_autograd("cosine_cross_entropy", _autograd)
-_library.register_autocast("cosine_cross_entropy", _autocast)
+_library.register_autograd("cosine_cross_entropy", _apply)
+_library.register_autocast("cosine_cross_entropy")
 _library.register_fake("cosine_cross_entropy", _fake)
 _library.register_fake("_cosine_cross_entropy_forward", _fake_forward)
 _library.register_fake("_cosine_cross_entropy_backward", _fake_backward)

@@ -75,16 +75,7 @@ _differentiable = _library.differentiable(_CosineLogits)
 _apply = _library.checked_late(_op, _differentiable, _check, differentiable=2)
 
 
-def _autograd(features: Tensor, prototypes: Tensor, scale: float = 20.0) -> Tensor:
-    return _apply(features, prototypes, scale)
-
-
-def _autocast(features: Tensor, prototypes: Tensor, *rest: Any, **options: Any) -> Tensor:
-    prototypes = _library.autocast_operand(prototypes, features)
-    return torch.ops.fewseg.cosine_logits(features, prototypes, *rest, **options)
-
-
-def _fake(features: Tensor, prototypes: Tensor, scale: float = 20.0) -> Tensor:
+def _fake(features: Tensor, prototypes: Tensor, scale: float) -> Tensor:
     _check(features, prototypes, scale)
     size = (features.shape[0], prototypes.shape[1], features.shape[2], features.shape[3])
     return features.new_empty(size, dtype=torch.promote_types(features.dtype, prototypes.dtype))
@@ -94,8 +85,8 @@ def _fake_forward(features: Tensor, prototypes: Tensor, scale: float) -> tuple[T
     return _fake(features, prototypes, scale), *_library.fake_cosines(features, prototypes)
 
 
-_library.register_autograd("cosine_logits", _autograd)
-_library.register_autocast("cosine_logits", _autocast)
+_library.register_autograd("cosine_logits", _apply)
+_library.register_autocast("cosine_logits")
 _library.register_fake("cosine_logits", _fake)
 _library.register_fake("_cosine_logits_forward", _fake_forward)
 _library.register_fake("_cosine_logits_backward", _library.fake_cosines_backward)

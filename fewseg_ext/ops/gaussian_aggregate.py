@@ -78,21 +78,8 @@ _differentiable = _library.differentiable(_GaussianAggregate, results=2)
 _apply = _library.checked_late(_op, _differentiable, _check, differentiable=2)
 
 
-def _autograd(
-    mean: Tensor, variance: Tensor, mean_weighting: str = "precision", variance_weighting: str = "precision"
-) -> tuple[Tensor, Tensor]:
-    return _apply(mean, variance, mean_weighting, variance_weighting)
-
-
-def _autocast(mean: Tensor, variance: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    mean, variance = (_library.autocast_operand(x, mean) for x in (mean, variance))
-    return torch.ops.fewseg.gaussian_aggregate(mean, variance, *rest, **options)
-
-
-def _fake(
-    mean: Tensor, variance: Tensor, mean_weighting: str = "precision", variance_weighting: str = "precision"
-) -> tuple[Tensor, Tensor]:
-    _check(mean, variance, mean_weighting, variance_weighting)
+def _fake(mean: Tensor, variance: Tensor, *weightings: str) -> tuple[Tensor, Tensor]:
+    _check(mean, variance, *weightings)
     size, dtype = (mean.shape[0], mean.shape[2]), _gaussians.result_dtype(mean, variance)
     return mean.new_empty(size, dtype=dtype), mean.new_empty(size, dtype=dtype)
 
@@ -104,7 +91,7 @@ def _fake_backward(
     return mean.new_empty(mean.shape, dtype=dtype), mean.new_empty(mean.shape, dtype=dtype)
 
 
-_library.register_autograd("gaussian_aggregate", _autograd)
-_library.register_autocast("gaussian_aggregate", _autocast)
+_library.register_autograd("gaussian_aggregate", _apply)
+_library.register_autocast("gaussian_aggregate", features=False)
 _library.register_fake("gaussian_aggregate", _fake)
 _library.register_fake("_gaussian_aggregate_backward", _fake_backward)

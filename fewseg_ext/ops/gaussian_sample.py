@@ -82,11 +82,6 @@ _differentiable = _library.differentiable(_GaussianSample)
 _apply = _library.checked_late(_op, _differentiable, _check, differentiable=2)
 
 
-def _autocast(mean: Tensor, variance: Tensor, *rest: Any, **options: Any) -> Tensor:
-    mean, variance = (_library.autocast_operand(x, mean) for x in (mean, variance))
-    return torch.ops.fewseg.gaussian_sample(mean, variance, *rest, **options)
-
-
 def _fake(mean: Tensor, variance: Tensor, num_samples: int, key: Tensor) -> Tensor:
     _check(mean, variance, num_samples, key)
     size = (mean.shape[0], num_samples, mean.shape[1])
@@ -99,6 +94,6 @@ def _fake_backward(gradient: Tensor, variance: Tensor, key: Tensor) -> tuple[Ten
 
 
 _library.register_autograd("gaussian_sample", _apply)
-_library.register_autocast("gaussian_sample", _autocast)
+_library.register_autocast("gaussian_sample", features=False)
 _library.register_fake("gaussian_sample", _fake)
 _library.register_fake("_gaussian_sample_backward", _fake_backward)

@@ -109,7 +109,7 @@ class _InnerOpt(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Any, ...]:
         needs_features = ctx.needs_input_grad[0]
         d_features, d_prototypes = _backward(gradient, *ctx.saved_tensors, *ctx.settings, needs_features)
-        return (d_features if needs_features else None, d_prototypes.to(ctx.prototypes_dtype), *[None] * 6)
+        return _library.wanted(d_features, needs_features), d_prototypes.to(ctx.prototypes_dtype), *[None] * 6
 
 
 class _FirstOrder(torch.autograd.Function):
@@ -131,7 +131,7 @@ class _FirstOrder(torch.autograd.Function):
         shape, dtype = ctx.features_like
         # Zeros and not None: torch.autograd.grad takes None for "not in the graph".
         d_features = gradient.new_zeros(shape, dtype=dtype) if ctx.needs_input_grad[0] else None
-        return (d_features, gradient.to(ctx.prototypes_dtype), *[None] * 7)
+        return d_features, gradient.to(ctx.prototypes_dtype), *[None] * 7
 
 
 _differentiable = _library.differentiable(_InnerOpt)
@@ -146,42 +146,13 @@ def _with_gradient(*args: Any) -> Tensor:
 _apply = _library.checked_late(_op, _with_gradient, _check, differentiable=2)
 
 
-def _autograd(
-    features: Tensor,
-    prototypes: Tensor,
-    target: Tensor,
-    steps: int = 10,
-    lr: float = 0.1,
-    scale: float = 20.0,
-    ignore_index: int = 255,
-    reduction: str = "mean",
-    second_order: bool = True,
-) -> Tensor:
-    return _apply(features, prototypes, target, steps, lr, scale, ignore_index, reduction, second_order)
-
-
-def _autocast(features: Tensor, prototypes: Tensor, *rest: Any, **options: Any) -> Tensor:
-    prototypes = _library.autocast_operand(prototypes, features)
-    return torch.ops.fewseg.inner_opt(features, prototypes, *rest, **options)
-
-
-def _fake(
-    features: Tensor,
-    prototypes: Tensor,
-    target: Tensor,
-    steps: int = 10,
-    lr: float = 0.1,
-    scale: float = 20.0,
-    ignore_index: int = 255,
-    reduction: str = "mean",
-    second_order: bool = True,
-) -> Tensor:
-    _check(features, prototypes, target, steps, lr, scale, ignore_index, reduction, second_order)
+def _fake(features: Tensor, prototypes: Tensor, *rest: Any) -> Tensor:
+    _check(features, prototypes, *rest)
     return features.new_empty(prototypes.shape, dtype=torch.promote_types(features.dtype, prototypes.dtype))
 
 
 def _fake_forward(features: Tensor, prototypes: Tensor, target: Tensor, steps: int, *rest: Any) -> tuple[Tensor, ...]:
-    result = _fake(features, prototypes, target, steps, *rest)
+    result = _fake(features, prototypes, target, steps, *rest, True)
     tasks, classes, channels = prototypes.shape
     accumulator = _library.accumulator_dtype(features)
     vectors = features.new_empty((tasks, steps, classes, channels), dtype=accumulator)
@@ -197,8 +168,8 @@ def _fake_backward(
     return d_features, features.new_empty(gradient.shape, dtype=trajectory.dtype)
 
 
-_library.register_autograd("inner_opt", _autograd)
-_library.register_autocast("inner_opt", _autocast)
+_library.register_autograd("inner_opt", _apply)
+_library.register_autocast("inner_opt")
 _library.register_fake("inner_opt", _fake)
 _library.register_fake("_inner_opt_forward", _fake_forward)
 _library.register_fake("_inner_opt_backward", _fake_backward)

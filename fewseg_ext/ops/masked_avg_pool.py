@@ -90,25 +90,15 @@ class _MaskedAvgPool(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Any, ...]:
         needs_features, needs_masks = ctx.needs_input_grad[:2]
         d_features, d_masks = _backward(gradient, *ctx.saved_tensors, *ctx.masks_like, needs_features, needs_masks)
-        return d_features if needs_features else None, d_masks.to(ctx.masks_dtype) if needs_masks else None, None, None
+        d_masks = d_masks.to(ctx.masks_dtype)
+        return _library.wanted(d_features, needs_features), _library.wanted(d_masks, needs_masks), None, None
 
 
 _differentiable = _library.differentiable(_MaskedAvgPool)
 _apply = _library.checked_late(_op, _differentiable, _check, differentiable=2)
 
 
-def _autograd(features: Tensor, masks: Tensor, eps: float = 1e-5, resize: str = "features") -> Tensor:
-    return _apply(features, masks, eps, resize)
-
-
-def _autocast(features: Tensor, masks: Tensor, *rest: Any, **options: Any) -> Tensor:
-    # A bool mask promises nothing about the result's dtype; as float32 it makes the result float32 like the others.
-    floating = masks.to(torch.float32) if masks.dtype == torch.bool and features.dtype != torch.float64 else masks
-    floating = _library.autocast_operand(floating, features)
-    return torch.ops.fewseg.masked_avg_pool(features, floating, *rest, **options)
-
-
-def _fake(features: Tensor, masks: Tensor, eps: float = 1e-5, resize: str = "features") -> Tensor:
+def _fake(features: Tensor, masks: Tensor, eps: float, resize: str) -> Tensor:
     _check(features, masks, eps, resize)
     size = (features.shape[0], masks.shape[1], features.shape[1])
     return features.new_empty(size, dtype=_result_dtype(features, masks))
@@ -137,8 +127,8 @@ def _fake_backward(
     return d_features, weights.new_empty((tasks, weights.shape[1], mask_h, mask_w))
 
 
-_library.register_autograd("masked_avg_pool", _autograd)
-_library.register_autocast("masked_avg_pool", _autocast)
+_library.register_autograd("masked_avg_pool", _apply)
+_library.register_autocast("masked_avg_pool")
 _library.register_fake("masked_avg_pool", _fake)
 _library.register_fake("_masked_avg_pool_forward", _fake_forward)
 _library.register_fake("_masked_avg_pool_backward", _fake_backward)

@@ -66,20 +66,12 @@ _differentiable = _library.differentiable(_MCAverage)
 _apply = _library.checked_late(_op, _differentiable, _check, differentiable=1)
 
 
-def _autograd(logits: Tensor, size: Sequence[int] | None = None) -> Tensor:
-    return _apply(logits, size)
-
-
-def _autocast(logits: Tensor, size: Sequence[int] | None = None) -> Tensor:
-    return torch.ops.fewseg.mc_average(_monte_carlo.autocast_logits(logits), size)
-
-
-def _fake(logits: Tensor, size: Sequence[int] | None = None) -> Tensor:
+def _fake(logits: Tensor, size: Sequence[int] | None) -> Tensor:
     _check(logits, size)
     return _monte_carlo.probabilities(logits, size)
 
 
-_library.register_autograd("mc_average", _autograd)
-_library.register_autocast("mc_average", _autocast)
+_library.register_autograd("mc_average", _apply)
+_library.register_autocast("mc_average", features=False)
 _library.register_fake("mc_average", _fake)
 _library.register_fake("_mc_average_backward", _monte_carlo.fake_backward)

@@ -83,22 +83,14 @@ def _with_gradient(logits: Tensor, size: Sequence[int] | None) -> Any:
 _apply = _library.checked_late(_op, _with_gradient, _check, differentiable=1)
 
 
-def _autograd(logits: Tensor, size: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _apply(logits, size)
-
-
-def _autocast(logits: Tensor, size: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return torch.ops.fewseg.mc_uncertainty(_monte_carlo.autocast_logits(logits), size)
-
-
-def _fake(logits: Tensor, size: Sequence[int] | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake(logits: Tensor, size: Sequence[int] | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check(logits, size)
     probabilities = _monte_carlo.probabilities(logits, size)
     of_tasks = (probabilities.shape[0], *probabilities.shape[2:])
     return probabilities, torch.empty_like(probabilities), logits.new_empty(of_tasks), logits.new_empty(of_tasks)
 
 
-_library.register_autograd("mc_uncertainty", _autograd)
-_library.register_autocast("mc_uncertainty", _autocast)
+_library.register_autograd("mc_uncertainty", _apply)
+_library.register_autocast("mc_uncertainty", features=False)
 _library.register_fake("mc_uncertainty", _fake)
 _library.register_fake("_mc_uncertainty_backward", _monte_carlo.fake_backward)

@@ -77,11 +77,6 @@ _differentiable = _library.differentiable(_SamplePrototypes)
 _apply = _library.checked_late(_op, _differentiable, _check, differentiable=2)
 
 
-def _autocast(mean: Tensor, variance: Tensor, *rest: Any, **options: Any) -> Tensor:
-    mean, variance = (_library.autocast_operand(x, mean) for x in (mean, variance))
-    return torch.ops.fewseg.sample_prototypes(mean, variance, *rest, **options)
-
-
 def _fake(mean: Tensor, variance: Tensor, num_samples: int, key: Tensor) -> Tensor:
     _check(mean, variance, num_samples, key)
     size = (mean.shape[0], num_samples, mean.shape[2])
@@ -94,6 +89,6 @@ def _fake_backward(gradient: Tensor, mean: Tensor, variance: Tensor, key: Tensor
 
 
 _library.register_autograd("sample_prototypes", _apply)
-_library.register_autocast("sample_prototypes", _autocast)
+_library.register_autocast("sample_prototypes", features=False)
 _library.register_fake("sample_prototypes", _fake)
 _library.register_fake("_sample_prototypes_backward", _fake_backward)

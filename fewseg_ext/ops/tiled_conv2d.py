@@ -136,32 +136,8 @@ _differentiable = _library.differentiable(_TiledConv2d)
 _apply = _library.checked_late(_op, _differentiable, _check, differentiable=4)
 
 
-def _autograd(
-    features: Tensor,
-    z: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
-) -> Tensor:
-    return _apply(features, z, weight, bias, padding, dilation)
-
-
-def _autocast(
-    features: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None = None, *rest: Any, **options: Any
-) -> Tensor:
-    z, weight = (_library.autocast_operand(x, features) for x in (z, weight))
-    bias = None if bias is None else _library.autocast_operand(bias, features)
-    return torch.ops.fewseg.tiled_conv2d(features, z, weight, bias, *rest, **options)
-
-
 def _fake(
-    features: Tensor,
-    z: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
+    features: Tensor, z: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
     _check(features, z, weight, bias, padding, dilation)
     dtype = features.dtype
@@ -195,7 +171,7 @@ def _fake_backward(
     )
 
 
-_library.register_autograd("tiled_conv2d", _autograd)
-_library.register_autocast("tiled_conv2d", _autocast)
+_library.register_autograd("tiled_conv2d", _apply)
+_library.register_autocast("tiled_conv2d")
 _library.register_fake("tiled_conv2d", _fake)
 _library.register_fake("_tiled_conv2d_backward", _fake_backward)

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -15,9 +16,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from fewseg_ext.data.photos import IMAGE_SUFFIXES, MASK_SUFFIX, visible
-from fewseg_ext.files import write_atomically, write_text
+from fewseg_ext.data.photos import MASK_SUFFIX, PHOTO_SUFFIXES, visible
+from fewseg_ext.files import make_folder, open_to_append, remove_leftovers, write_atomically, write_text
 from fewseg_ext.progress import progress_bar
 from fewseg_ext.segment.annotations import Annotated, coco_json, labelme_json
 from fewseg_ext.segment.inputs import Photo
@@ -27,6 +29,8 @@ from fewseg_ext.segmenter import Segmenter
 JOURNAL = "progress.jsonl"
 # Of the contact sheet: the least certain photos, so many and so wide.
 SHEET_PHOTOS, SHEET_COLUMNS, SHEET_SIDE = 60, 6, 200
+# In bytes, without suffix: the systems' limit is 255.
+LONGEST_NAME = 200
 # Lines of the table on the screen; the CSV file has all.
 SHOWN_ROWS = 20
 
@@ -51,6 +55,16 @@ class Record:
     uncertainty: float  # mean entropy in nats
     mutual_information: float | None
     version: str  # changes with the photo and with everything that its result depends on
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the fields of a line that was read are what they should be."""
+        texts, numbers = (self.photo, self.name, self.version), (self.area_percent, self.confidence, self.uncertainty)
+        return (
+            all(isinstance(text, str) for text in texts)
+            and all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
+            and (self.mutual_information is None or isinstance(self.mutual_information, int | float))
+        )
 
 
 @dataclass(frozen=True)
@@ -96,21 +110,25 @@ def find_photos(paths: Iterable[Path], supports: Sequence[Support] = ()) -> list
         FileNotFoundError: a path that is not there.
         ValueError: no photo at all.
     """
-    masks = {support.mask.resolve() for support in supports}
+    # os.path's, which takes links that lead round in a circle as they are.
+    masks = {os.path.realpath(support.mask) for support in supports}
     found: dict[Path, None] = {}
     for path in paths:
         if path.is_file():
             found[path] = None
         elif path.is_dir():
-            files = [p for p in visible(path) if p.suffix.lower() in (*IMAGE_SUFFIXES, MASK_SUFFIX) and p.is_file()]
+            files = [p for p in visible(path) if p.suffix.lower() in PHOTO_SUFFIXES and p.is_file()]
             with_mask = {p.stem for p in files if p.suffix.lower() != MASK_SUFFIX}
             for file in files:
-                if not (file.suffix.lower() == MASK_SUFFIX and file.stem in with_mask) and file.resolve() not in masks:
+                if (
+                    not (file.suffix.lower() == MASK_SUFFIX and file.stem in with_mask)
+                    and os.path.realpath(file) not in masks
+                ):
                     found[file] = None
         else:
             raise FileNotFoundError(f"query not found: {path}")
     if not found:
-        raise ValueError(f"query: no photos ({', '.join((*IMAGE_SUFFIXES, MASK_SUFFIX))}) in what was given")
+        raise ValueError(f"query: no photos ({', '.join(PHOTO_SUFFIXES)}) in what was given")
     # The same file under two names counts once.
     return list({path.resolve(): path for path in reversed(found)}.values())[::-1]
 
@@ -177,13 +195,14 @@ def run_segment(
     }
     todo = [photo for photo in versions if photo not in kept]
     records = dict(kept)
-    for folder in ("masks", "overlays"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
+    for folder in ("masks", "overlays", *(["labelme"] if labelme else [])):
+        make_folder(out / folder, within=out)
+    remove_leftovers(out)
 
     def failed(photo: Photo, error: Exception) -> None:
         failures[str(photo)] = str(error)
 
-    with progress_bar(console, "segmenting") as progress, open(out / JOURNAL, "a", encoding="utf-8") as journal:
+    with progress_bar(console, "segmenting") as progress, open_to_append(out / JOURNAL) as journal:
         # A line that a stopped run left unfinished must not swallow the next one.
         journal.write("\n")
         for result in segmenter.predict_many(todo, steps, batch_size, failed):
@@ -203,7 +222,6 @@ def run_segment(
         write_text(out / "annotations.json", json.dumps(content) + "\n")
     if labelme:
         labelme_folder = out / "labelme"
-        labelme_folder.mkdir(exist_ok=True)
         for record in ordered:
             annotated = labelme_json(_annotated(out, record), labelme_folder.resolve(), classes, values)
             write_text(labelme_folder / f"{record.name}.json", json.dumps(annotated, indent=2) + "\n")
@@ -214,7 +232,8 @@ def run_segment(
 
 
 def _unique_names(photos: Sequence[Path]) -> dict[Path, str]:
-    """What the files of every photo are called: its stem, where that is another photo's too with a digest of the path.
+    """What the files of every photo are called: its stem, with a digest of the path where that is too long or another
+    photo's too.
 
     Independent of the order, so that a later run finds the same names.
     """
@@ -222,10 +241,11 @@ def _unique_names(photos: Sequence[Path]) -> dict[Path, str]:
     count = Counter(photo.stem.lower() for photo in photos)
 
     def name(photo: Path) -> str:
-        if count[photo.stem.lower()] == 1:
+        stem = os.fsencode(photo.stem)
+        if count[photo.stem.lower()] == 1 and len(stem) <= LONGEST_NAME:
             return photo.stem
         path = os.fsencode(photo.absolute())
-        return f"{photo.stem}-{hashlib.sha256(path).hexdigest()[:8]}"
+        return f"{os.fsdecode(stem[:LONGEST_NAME])}-{hashlib.sha256(path).hexdigest()[:8]}"
 
     return {photo: name(photo) for photo in photos}
 
@@ -248,10 +268,11 @@ def _read_journal(out: Path) -> dict[str, Record]:
     for line in (out / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = Record(**json.loads(line))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             # Empty, or cut off when a run was stopped.
             continue
-        done[record.name] = record
+        if record.is_whole:
+            done[record.name] = record
     return done
 
 
@@ -323,7 +344,8 @@ def _print(summary: Summary, out: Path, console: Console) -> None:
         table.add_column(column, justify="right")
     for record in summary.records[:SHOWN_ROWS]:
         numbers = f"{record.area_percent:.1f}", f"{record.confidence:.2f}", f"{record.uncertainty:.3f}"
-        table.add_row(Path(record.photo).name, *numbers)
+        # A name in square brackets is no markup.
+        table.add_row(Text(Path(record.photo).name), *numbers)
     console.print(table)
     rest = len(summary.records) - SHOWN_ROWS
     if rest > 0:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fewseg_ext import ops
+from fewseg_ext.data.transforms import normalize
 from fewseg_ext.models.biopt import PrototypeModel, QueryState, SupportState
 from fewseg_ext.models.vpi import VPI
-from fewseg_ext.segmenter import Segmenter, normalize, sample_logits
+from fewseg_ext.segmenter import Segmenter, sample_logits
 
 
 class Predictor(nn.Module):

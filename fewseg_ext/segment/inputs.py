@@ -13,15 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fewseg_ext.data.photos import mask_numbers, read_image, read_mask
+from fewseg_ext.data.photos import FOREGROUND_FROM, MASK_IGNORE, mask_numbers, read_image, read_mask
 
 Photo = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 Mask = Photo
 
-IGNORE = 255
 OBJECT = "object"
-# A grey value from here on is the object, as in `fewseg_ext.data.folder`.
-FOREGROUND_FROM = 128
 # More numbers than this in label maps without names: more likely the soft edges of a drawn mask.
 MOST_UNNAMED = 20
 
@@ -121,7 +118,7 @@ def read_support(
     else:
         maps, names, values = _label_maps(numbers, class_names)
     for index, labelled in enumerate(maps):
-        if not ((labelled > 0) & (labelled != IGNORE)).any():
+        if not ((labelled > 0) & (labelled != MASK_IGNORE)).any():
             raise ValueError(f"masks[{index}]{_named(masks[index])} has no foreground: nothing in it is labelled")
     return Labelled(opened, [torch.from_numpy(x) for x in maps], names, values)
 
@@ -136,21 +133,21 @@ def _binary(
     names = list(dict.fromkeys(labels))
     maps = []
     for mask, label in zip(numbers, labels, strict=True):
-        others = sorted(set(np.unique(mask).tolist()) - {0, IGNORE})
+        others = sorted(set(np.unique(mask).tolist()) - {0, MASK_IGNORE})
         if len(others) == 1:
-            there, ignored = mask == others[0], mask == IGNORE
+            there, ignored = mask == others[0], mask == MASK_IGNORE
         else:
             # 0 and 255, or grey values.
             there, ignored = mask >= FOREGROUND_FROM, np.zeros_like(mask, dtype=bool)
-        maps.append(np.where(ignored, IGNORE, there * (names.index(label) + 1)).astype(np.uint8))
+        maps.append(np.where(ignored, MASK_IGNORE, there * (names.index(label) + 1)).astype(np.uint8))
     return maps, names, list(range(1, len(names) + 1))
 
 
 def _label_maps(
     numbers: list[NDArray[Any]], class_names: Sequence[str] | None
 ) -> tuple[list[NDArray[np.uint8]], list[str], list[int]]:
-    found = sorted({int(value) for mask in numbers for value in np.unique(mask)} - {0, IGNORE})
-    if found and (found[0] < 0 or found[-1] > IGNORE):
+    found = sorted({int(value) for mask in numbers for value in np.unique(mask)} - {0, MASK_IGNORE})
+    if found and (found[0] < 0 or found[-1] > MASK_IGNORE):
         wrong = found[0] if found[0] < 0 else found[-1]
         raise ValueError(f"masks: label {wrong}; expected 0 background, 1..254 a class, 255 ignored")
     if class_names is None:
@@ -169,15 +166,15 @@ def _label_maps(
             raise ValueError(f"class_names: no pixel of any mask is labelled {missing[0]!r}")
         if found[-1:] > values[-1:]:
             raise ValueError(f"masks: label {found[-1]} has no name, {len(names)} class_names are given")
-    table = np.zeros(IGNORE + 1, np.uint8)
+    table = np.zeros(MASK_IGNORE + 1, np.uint8)
     table[values] = np.arange(1, len(values) + 1)
-    table[IGNORE] = IGNORE
+    table[MASK_IGNORE] = MASK_IGNORE
     return [table[mask] for mask in numbers], names, values
 
 
 def _is_binary(mask: NDArray[Any]) -> bool:
     """Only 0 and 1, or only 0 and 255."""
-    return bool(np.isin(mask, (0, 1)).all() or np.isin(mask, (0, IGNORE)).all())
+    return bool(np.isin(mask, (0, 1)).all() or np.isin(mask, (0, MASK_IGNORE)).all())
 
 
 def _numbers(mask: Mask, index: int) -> NDArray[Any]:

@@ -1,6 +1,7 @@
 """Checkpoint files: a dictionary of plain values and tensors, so that loading one runs no code."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ import torch
 from torch import Tensor
 
 from fewseg_ext.files import write_atomically
+from fewseg_ext.models.biopt import PrototypeModel
+from fewseg_ext.models.registry import restore_model
+from fewseg_ext.models.vpi import VPI
+from fewseg_ext.torch_files import load_torch
 
 FORMAT = 1
 
@@ -49,12 +54,6 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Pat
         raise OSError(f"the checkpoint {path} could not be written: {cause.strerror or cause}{kept}") from error
 
 
-def remove_leftovers(folder: str | os.PathLike[str]) -> None:
-    """Deletes the unfinished temporary files of checkpoints that a killed process left in ``folder``."""
-    for path in Path(folder).glob(".*.ckpt-*"):
-        path.unlink(missing_ok=True)
-
-
 def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Checkpoint:
     """Reads a checkpoint. Only tensors and plain values are accepted, so a file from elsewhere cannot run code.
 
@@ -65,12 +64,55 @@ def load_checkpoint(path: str | os.PathLike[str], device: torch.device | str = "
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint not found: {path}")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises a different type for every way in which a file can be wrong
+        content = load_torch(path, device)
+    except ValueError as error:
         raise ValueError(f"{path} is not a checkpoint of fewseg_ext, or is damaged") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of fewseg_ext (format {FORMAT})")
     try:
-        return Checkpoint(**content)
+        checkpoint = Checkpoint(**content)
     except TypeError as error:
         raise ValueError(f"{path} was written by another version of fewseg_ext") from error
+    wrong = [name for name, fits in _FIELDS.items() if not fits(getattr(checkpoint, name))]
+    if wrong:
+        raise ValueError(f"{path} is not a checkpoint of fewseg_ext, or is damaged: {wrong[0]!r} is of another kind")
+    return checkpoint
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[PrototypeModel | VPI, Checkpoint]:
+    """The model of a checkpoint, and the rest of it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a checkpoint of this package, or holds no model.
+    """
+    checkpoint = load_checkpoint(path)
+    try:
+        return restore_model(checkpoint.model, checkpoint.weights), checkpoint
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _dictionary(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _list_of(*types: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(item, types) for item in value)
+
+
+# What the fields of a file have to be; anything may stand in one that somebody else wrote.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "model": _dictionary,
+    "weights": lambda value: _dictionary(value) and all(isinstance(item, Tensor) for item in value.values()),
+    "optimizer": lambda value: isinstance(value, dict),
+    "iteration": lambda value: type(value) is int and value >= 0,
+    "history": _list_of(int, float),
+    "training": _dictionary,
+    "seconds": lambda value: isinstance(value, int | float) and value >= 0,
+    "scaler": _dictionary,
+    "random_states": _list_of(dict),
+    "scores": lambda value: _list_of(dict)(value) and all({"iteration", "miou"} <= set(score) for score in value),
+    "recipe": _dictionary,
+    "photo_hashes": lambda value: value is None or _list_of(str)(value),
+}

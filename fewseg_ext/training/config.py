@@ -29,8 +29,11 @@ class TrainingConfig:
         decay_factor: Of the schedule "step".
         warmup: Part of the budget, 0 to 1, in which the learning rate rises to its full value.
         support_first: Part of the budget, 0 to 1, in which only the support prototypes' loss trains.
+        frozen: Parts of the model that keep their weights, by the beginnings of their parameters' names:
+            "backbone.features.1" is one layer of a backbone, "backbone" all of it.
         max_grad_norm: Gradients are clipped to this norm; null does not clip.
         precision: "float32", or "bfloat16" or "float16" for the backbone (automatic mixed precision).
+        channels_last: Keep the model's weights in channels-last order, in which many convolutions are faster.
         num_workers: Processes that read images, for each process that trains; 0 reads in the same process.
         seed: Of the initial weights, the episodes and the model's own samples.
     """
@@ -48,8 +51,10 @@ class TrainingConfig:
     decay_factor: float = 0.1
     warmup: float = 0.05
     support_first: float = 0.0
+    frozen: tuple[str, ...] = ()
     max_grad_norm: float | None = 5.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    channels_last: bool = False
     num_workers: int = 0
     seed: int = 0
 

@@ -1,20 +1,19 @@
 """What a training sees: the base classes of a data set, some of them held out to select the model by."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from rich.console import Console
-from torch import Tensor
 
 from fewseg_ext.data.coco import COCO20i
-from fewseg_ext.data.episodes import EpisodeDataset, ImageSource
+from fewseg_ext.data.episodes import EpisodeDataset
 from fewseg_ext.data.folder import open_folder
 from fewseg_ext.data.fss1000 import FSS1000
 from fewseg_ext.data.pascal import Pascal5i
+from fewseg_ext.data.photos import PhotoSource
+from fewseg_ext.data.subset import ClassSubset
 from fewseg_ext.data.synthetic import SyntheticConfig, generate_synthetic
-from fewseg_ext.data.transforms import SOURCE_IGNORE, PairTransform, biopt_transforms, vpi_transforms
+from fewseg_ext.data.transforms import PairTransform, biopt_transforms, vpi_transforms
 from fewseg_ext.progress import progress_bar
 
 # More than any training draws, so that it never sees an episode twice.
@@ -40,6 +39,8 @@ class DataConfig:
         size: Side of the square that the model sees, in pixels.
         augmentation: "biopt" scales and crops supports, "vpi" rotates, flips and crops all, "resize" does neither.
         flip: Mirrors at random, with "biopt" or "resize"; "vpi" always does.
+        without: Names of classes that are not trained on, so that they can be scored later; their pixels are
+            ignored.
         validation_classes: How many of the training classes are held out to select the best checkpoint by; 0 trains on
             all of them and selects none. The fold's test classes are never looked at.
     """
@@ -57,6 +58,7 @@ class DataConfig:
     size: int = 417
     augmentation: Literal["biopt", "vpi", "resize"] = "biopt"
     flip: bool = False
+    without: tuple[str, ...] = ()
     validation_classes: int = 0
 
     def __post_init__(self) -> None:
@@ -66,48 +68,24 @@ class DataConfig:
             raise ValueError(f"data.validation_classes: expected 0 or more, got {self.validation_classes}")
 
 
-class ClassSubset:
-    """Some classes of a source, as an `ImageSource`.
-
-    Args:
-        source: the whole.
-        class_ids: the classes to keep, in their new order.
-        ignored: classes whose pixels do not count; those of the others are background.
-    """
-
-    def __init__(self, source: ImageSource, class_ids: Sequence[int], ignored: Sequence[int] = ()) -> None:
-        self.source = source
-        self.class_ids = list(class_ids)
-        self.class_names = [source.class_names[class_id] for class_id in class_ids]
-        # The label of class c is c + 1, and the first entry is for SOURCE_IGNORE.
-        table = torch.zeros(len(source.class_names) + 2, dtype=torch.int16)
-        table[0] = SOURCE_IGNORE
-        for new, class_id in enumerate(self.class_ids):
-            table[class_id + 2] = new + 1
-        for class_id in ignored:
-            table[class_id + 2] = SOURCE_IGNORE
-        self._table = table
-
-    def num_images(self, class_id: int) -> int:
-        """How many images show the class."""
-        return self.source.num_images(self.class_ids[class_id])
-
-    def image_id(self, class_id: int, index: int) -> str:
-        """The photo's name."""
-        return self.source.image_id(self.class_ids[class_id], index)
-
-    def read(self, class_id: int, index: int) -> tuple[Tensor, Tensor]:
-        """Image uint8 [3,h,w] and labels int16 [h,w]."""
-        image, labels = self.source.read(self.class_ids[class_id], index)
-        return image, self._table[labels.long() + 1]
-
-
-def open_base_classes(config: DataConfig, console: Console | None = None) -> ImageSource:
-    """The photos of all base classes: of the training split, never of the test classes.
+def open_base_classes(config: DataConfig, console: Console | None = None) -> PhotoSource:
+    """The photos of all base classes: of the training split, never of the test classes or those of ``without``.
 
     Raises:
         ValueError, FileNotFoundError, ImportError: see the data sets.
     """
+    source = _open(config, console)
+    if not config.without:
+        return source
+    unknown = sorted(set(config.without) - set(source.class_names))
+    if unknown:
+        known = ", ".join(source.class_names)
+        raise ValueError(f"data.without: {', '.join(unknown)} not in the data, which has {known}")
+    kept = [class_id for class_id, name in enumerate(source.class_names) if name not in config.without]
+    return ClassSubset(source, kept, ignored=sorted(set(range(len(source.class_names))) - set(kept)))
+
+
+def _open(config: DataConfig, console: Console | None) -> PhotoSource:
     root = config.root or "runs/generated"
     if config.name == "pascal5i":
         return Pascal5i(root, config.fold, "train", family=config.family, held_out=config.held_out)
@@ -122,7 +100,7 @@ def open_base_classes(config: DataConfig, console: Console | None = None) -> Ima
     return FSS1000(f"{root}/train", cache=True)
 
 
-def hold_out(source: ImageSource, count: int) -> tuple[ImageSource, ImageSource | None]:
+def hold_out(source: PhotoSource, count: int) -> tuple[PhotoSource, PhotoSource | None]:
     """The classes to train on, and ``count`` classes, evenly spread over the source, to validate on.
 
     Pixels of the validation classes are ignored in training photos. A photo of several classes can be in both parts:
@@ -141,7 +119,7 @@ def hold_out(source: ImageSource, count: int) -> tuple[ImageSource, ImageSource 
     return ClassSubset(source, train, ignored=validation), ClassSubset(source, validation)
 
 
-def training_episodes(source: ImageSource, config: DataConfig, seed: int) -> EpisodeDataset:
+def training_episodes(source: PhotoSource, config: DataConfig, seed: int) -> EpisodeDataset:
     """Augmented episodes without end."""
     if config.augmentation == "biopt":
         transform, query_transform = biopt_transforms(config.size, config.flip)
@@ -152,6 +130,6 @@ def training_episodes(source: ImageSource, config: DataConfig, seed: int) -> Epi
     return EpisodeDataset(source, EPISODES, config.ways, config.shots, seed, transform, query_transform)
 
 
-def validation_episodes(source: ImageSource, config: DataConfig, count: int) -> EpisodeDataset:
+def validation_episodes(source: PhotoSource, config: DataConfig, count: int) -> EpisodeDataset:
     """The same resized episodes every time."""
     return EpisodeDataset(source, count, config.ways, config.shots, 0, PairTransform(config.size))

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -40,7 +40,8 @@ class Trainer:
         console: shows the progress bar; None shows nothing.
 
     Raises:
-        ValueError: the batch cannot be cut into equal parts for the processes.
+        ValueError: the batch cannot be cut into equal parts for the processes, or ``config.frozen`` names a part that
+            the model does not have, or all of it.
     """
 
     def __init__(
@@ -57,10 +58,13 @@ class Trainer:
                 f"batch_size: {config.batch_size} episodes cannot be divided among {world_size()} processes evenly"
             )
         self.model = model.to(device)
+        if config.channels_last:
+            self.model.to(memory_format=torch.channels_last)
         self.dataset = dataset
         self.config = config
         self.device = torch.device(device)
         self.console = console
+        _freeze(model, config.frozen)
         self.optimizer = _make_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.iteration = 0
@@ -171,13 +175,17 @@ class Trainer:
         Raises:
             ValueError: the checkpoint is of another model.
         """
+        own = [_kinds(group) for group in self.optimizer.param_groups]
         try:
             self.model.load_state_dict(checkpoint.weights)
             self.optimizer.load_state_dict(checkpoint.optimizer)
-        except (RuntimeError, ValueError, KeyError) as error:
+            if checkpoint.scaler:
+                self.scaler.load_state_dict(checkpoint.scaler)
+            groups = zip(self.optimizer.param_groups, own, strict=True)
+            if not all(_same_kinds(group, kinds) for group, kinds in groups) or not _state_fits(self.optimizer):
+                raise ValueError("other settings of the optimizer")
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError("the checkpoint is of another model or optimizer than this training's") from error
-        if checkpoint.scaler:
-            self.scaler.load_state_dict(checkpoint.scaler)
         self.iteration = checkpoint.iteration
         self.seconds = checkpoint.seconds
         self.history = list(checkpoint.history)
@@ -190,9 +198,12 @@ class Trainer:
         if self._random_state is None:
             torch.manual_seed(self.config.seed + rank() + world_size() * self.iteration)
             return
-        torch.set_rng_state(self._random_state["cpu"].cpu())
-        if self.device.type == "cuda" and "cuda" in self._random_state:
-            torch.cuda.set_rng_state(self._random_state["cuda"].cpu(), self.device)
+        try:
+            torch.set_rng_state(self._random_state["cpu"].cpu())
+            if self.device.type == "cuda" and "cuda" in self._random_state:
+                torch.cuda.set_rng_state(self._random_state["cuda"].cpu(), self.device)
+        except (KeyError, AttributeError, TypeError, RuntimeError) as error:
+            raise ValueError("the checkpoint's state of the random numbers is damaged") from error
 
     def _done(self) -> float:
         """The part of the budget that is spent."""
@@ -200,6 +211,19 @@ class Trainer:
             return self.iteration / self.config.iterations
         assert self.config.seconds is not None
         return self.seconds / self.config.seconds
+
+
+def _freeze(model: nn.Module, frozen: Sequence[str]) -> None:
+    """Takes the gradient from the parameters whose dotted names begin with one of ``frozen``."""
+    for part in frozen:
+        found = [p for name, p in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+        if not found:
+            parts = ", ".join(name for name, _ in model.named_children())
+            raise ValueError(f"training.frozen: the model has no part {part!r}; its parts are {parts} and theirs")
+        for parameter in found:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("training.frozen: nothing is left to train")
 
 
 def _make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
@@ -219,6 +243,29 @@ def _make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
         return torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
     adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return adam(groups, weight_decay=config.weight_decay)
+
+
+def _kinds(group: dict[str, Any]) -> dict[str, type]:
+    """The settings of a group of parameters by the kind of their value; whole numbers are as good as others."""
+    return {key: float if type(value) is int else type(value) for key, value in group.items()}
+
+
+def _same_kinds(group: dict[str, Any], own: dict[str, type]) -> bool:
+    """Whether the settings of a group that was loaded can be used; other versions of torch know fewer of them."""
+    kinds = _kinds(group)
+    return {"lr", "full_lr"} <= kinds.keys() and all(kinds.get(key, kind) is kind for key, kind in own.items())
+
+
+def _state_fits(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether what is kept of every parameter has its shape."""
+    return all(
+        isinstance(parameter, Tensor)
+        and isinstance(state, dict)
+        and all(
+            value.dim() == 0 or value.shape == parameter.shape for value in state.values() if isinstance(value, Tensor)
+        )
+        for parameter, state in optimizer.state.items()
+    )
 
 
 class EndlessBatches(Sampler[list[int]]):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fewseg_ext.files import write_text
+from fewseg_ext.files import make_folder, open_to_append, write_text
 
 
 class TrainingLog:
@@ -26,13 +26,11 @@ class TrainingLog:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise ImportError("run.tensorboard needs TensorBoard: pip install tensorboard") from error
-            self._board = SummaryWriter(folder / "tensorboard", purge_step=iteration + 1)
+            self._board = SummaryWriter(make_folder(folder / "tensorboard", within=folder), purge_step=iteration + 1)
         path = folder / "log.jsonl"
-        kept = (
-            [line for line in path.read_text().splitlines() if _iteration(line) <= iteration] if path.exists() else []
-        )
+        kept = [line for line in _text(path).splitlines() if _iteration(line) <= iteration] if path.is_file() else []
         write_text(path, "".join(f"{line}\n" for line in kept))
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115  # open for the whole training
+        self._file = open_to_append(path)  # for the whole training
 
     def write(self, iteration: int, **values: float) -> None:
         """Numbers of one iteration."""
@@ -48,9 +46,13 @@ class TrainingLog:
             self._board.close()
 
 
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
 def _iteration(line: str) -> float:
     try:
         return int(json.loads(line)["iteration"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         # The last line of a process that was killed while writing it.
         return float("inf")

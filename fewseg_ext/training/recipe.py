@@ -16,17 +16,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fewseg_ext.files import read_text
 from fewseg_ext.models.registry import MODELS
 from fewseg_ext.training.config import TrainingConfig
 from fewseg_ext.training.data import DataConfig
 
 try:
+    import yaml
     from jsonargparse import ArgumentParser
 except ImportError as error:
-    raise ImportError("recipes need jsonargparse: pip install 'jsonargparse[signatures]'") from error
+    raise ImportError("recipes need jsonargparse and PyYAML: pip install 'fewseg-ext[training]'") from error
 
+DEEPEST = 20
 FOLDER = Path(__file__).with_name("recipes")
 EXAMPLE = "Example: fewseg train --config laptop/biopt --out runs/biopt --training.iterations 500"
 
@@ -67,8 +68,12 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as they are saved."""
-        sections = {name: asdict(getattr(self, name)) for name in ("data", "training", "run")}
-        sections["training"]["decay_at"] = list(self.training.decay_at)
+        # YAML has no tuples.
+        sections = {
+            name: {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+            for name in ("data", "training", "run")
+            for fields in [asdict(getattr(self, name))]
+        }
         return {"method": self.method, "model": dict(self.model), **sections}
 
     def as_yaml(self) -> str:
@@ -129,24 +134,26 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Recipe, str, str]:
         field = argument[2:].split("=")[0]
         if argument.startswith("--") and field not in (*known, "help", "config"):
             raise UsageError(f"unknown field --{field}{_nearest(field, known, '--')}")
-    parser.set_defaults(fields)
+    try:
+        parser.set_defaults(fields)
+    except Exception as error:  # jsonargparse raises a different type for every way in which a value can be wrong
+        raise UsageError(f"{config}: {' '.join(str(error).split())[:300]}") from error
     if config is None and not {"-h", "--help"} & set(arguments):
         raise UsageError(f"--config: give a recipe. {EXAMPLE}. Recipes and parts: {', '.join(recipe_names())}")
     try:
         values = parser.parse_args(list(arguments))
         sections = values.as_dict()
-        sections["training"]["decay_at"] = tuple(sections["training"]["decay_at"])
         recipe = Recipe(
             method,
             sections["model"],
-            DataConfig(**sections["data"]),
-            TrainingConfig(**sections["training"]),
+            DataConfig(**_tuples(sections["data"])),
+            TrainingConfig(**_tuples(sections["training"])),
             RunConfig(**sections["run"]),
         )
     except UsageError:
         raise
     except Exception as error:  # argparse's own class, or ValueError and TypeError
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(" ".join(str(error).split())[:1000]) from error
     return recipe, str(values.out), str(values.device)
 
 
@@ -179,12 +186,7 @@ def _collect(name: str, parts: dict[str, dict[str, Any]], within: tuple[str, ...
         raise UsageError(f"{name}: uses itself, through {' -> '.join((*within, name))}")
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if path.is_file():
-        try:
-            content = yaml.safe_load(path.read_text()) or {}
-        except yaml.YAMLError as error:
-            raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise UsageError(f"{path}: expected a mapping with the sections of a recipe")
+        content = _read(path)
     elif "/" in name and set(name.split("/")) <= set(recipe_names()):
         content = {"use": name.split("/")}
     else:
@@ -194,8 +196,36 @@ def _collect(name: str, parts: dict[str, dict[str, Any]], within: tuple[str, ...
         raise UsageError(f"recipe {unknown!r} not found{_nearest(unknown, known)}; there are: {', '.join(known)}")
     for part in content.get("use", []):
         if part not in parts:
-            _collect(str(part), parts, (*within, name))
+            _collect(part, parts, (*within, name))
     parts[name] = content
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """One file, and whether it has the form of a recipe."""
+    try:
+        text = read_text(path)
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            # Through aliases a few lines become more than any memory holds; `use` does what a recipe needs.
+            if isinstance(event, yaml.AliasEvent):
+                raise UsageError(f"{path}: aliases (*name) are not for recipes, name a file under `use`")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            # The parser's time grows with the square of the depth.
+            if depth > DEEPEST:
+                raise UsageError(f"{path}: nested deeper than a recipe is")
+        content = yaml.safe_load(text) or {}
+    except UsageError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is no YAML: {' '.join(str(error).split())[:300]}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"{path}: expected a mapping with the sections of a recipe")
+    use, beside = content.get("use", []), content.get("beside", {})
+    if not isinstance(use, list) or not all(isinstance(part, str) for part in use):
+        raise UsageError(f"{path}: use: expected a list of recipes or parts")
+    if not isinstance(beside, dict) or not all(isinstance(change, dict) for change in beside.values()):
+        raise UsageError(f"{path}: beside: expected what changes beside other parts, by their names")
+    return content
 
 
 def _first_unknown(name: str, known: Sequence[str]) -> str:
@@ -208,6 +238,11 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
+
+
+def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """As the frozen classes of the sections want them."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
 
 
 def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

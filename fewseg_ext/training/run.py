@@ -12,14 +12,9 @@ from rich.console import Console
 
 from fewseg_ext.data.episodes import EpisodeDataset
 from fewseg_ext.data.overlap import photo_hashes
-from fewseg_ext.files import write_text
+from fewseg_ext.files import remove_leftovers, write_text
 from fewseg_ext.models.registry import MODELS
-from fewseg_ext.training.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    remove_leftovers,
-    save_checkpoint,
-)
+from fewseg_ext.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fewseg_ext.training.data import hold_out, open_base_classes, training_episodes, validation_episodes
 from fewseg_ext.training.distributed import launched_by_torchrun, rank
 from fewseg_ext.training.engine import Trainer
@@ -82,6 +77,9 @@ class _Run:
         train, validation = hold_out(source, recipe.data.validation_classes)
         self.validation: EpisodeDataset | None = None
         if validation is not None:
+            # Only validations need torchmetrics; its absence is better told now than by the first of them.
+            import fewseg_ext.evaluation.metrics  # noqa: F401
+
             self.validation = validation_episodes(validation, recipe.data, recipe.run.validation_episodes)
         torch.manual_seed(recipe.training.seed)
         # The weights that a training started from need not be there when it goes on.

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fewseg_ext.data.photos import check_format, turned_size
+
 # Where nobody else can reach the page, so that no token is needed.
 LOOPBACK = ("127.0.0.1", "localhost")
 # Photos are shrunk to this before anything else: more than a screen shows and than the model sees.
 LONGEST_SIDE = 1024
-EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ def read_upload(path: Path, limits: Limits) -> Upload:
             # The limit below is ours; Pillow's own is for programs without one.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as file:
+                check_format(file, "it")
                 width, height = file.size
                 if width * height > limits.megapixels * 1_000_000:
                     raise ValueError(_too_many_pixels(limits, f"{width} x {height} pixels"))
+                size = turned_size(file)
                 # A JPEG is decoded at a half, quarter or eighth where that is still larger than what is kept.
                 file.draft("RGB", (LONGEST_SIDE, LONGEST_SIDE))
-                image = ImageOps.exif_transpose(file)
-                turned = file.getexif().get(EXIF_ORIENTATION, 1) >= 5
-                image = image.convert("RGB")
+                image = ImageOps.exif_transpose(file).convert("RGB")
     except UnidentifiedImageError as error:
         raise ValueError("not an image file") from error
     except Image.DecompressionBombError as error:
@@ -75,7 +76,7 @@ def read_upload(path: Path, limits: Limits) -> Upload:
     except Exception as error:  # Pillow raises a different type for every way in which a file can be wrong
         raise ValueError(f"cannot be read: {error}") from error
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return Upload(np.array(image), (height, width) if turned else (width, height))
+    return Upload(np.array(image), size)
 
 
 def _too_many_pixels(limits: Limits, size: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from fewseg_ext.data.photos import PHOTO_SUFFIXES
 from fewseg_ext.segment.result import COLORS
 from fewseg_ext.web.example import add_example
 from fewseg_ext.web.session import Session, SessionPhoto, Sessions, decode_mask
@@ -46,7 +47,6 @@ class Page:
         self._sessions = sessions
         self._cookie = cookie
         limits = sessions.limits
-        suffixes = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"]
         # Uploads are read and deleted at once; what a lost connection leaves behind goes after ten minutes.
         with gr.Blocks(title="fewseg", analytics_enabled=False, delete_cache=(300, 600)) as self.blocks:
             gr.HTML(f"<h1>{TITLE}</h1><p>{escape(about)}</p>", elem_id="about")
@@ -55,7 +55,7 @@ class Page:
                     gr.Markdown("### 1. Photos")
                     self.files = gr.File(
                         file_count="multiple",
-                        file_types=suffixes,
+                        file_types=list(PHOTO_SUFFIXES),
                         height=150,
                         elem_id="files",
                         label=f"Up to {limits.photos} photos, each up to {limits.megabytes} MB and "

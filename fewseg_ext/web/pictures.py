@@ -37,7 +37,7 @@ def draw(session: Session, photo: SessionPhoto, kind: str) -> tuple[bytes, str]:
         return _encoded(draw_overlay(photo.pixels, photo.shown, values), "JPEG")
     if kind == "uncertainty" and photo.uncertainty is not None:
         return _encoded(Image.fromarray(_heat(photo.uncertainty)), "JPEG")
-    if kind.startswith("mask") and kind[4:].isdecimal() and photo.shown is not None:
+    if kind.startswith("mask") and kind[4:].isdecimal() and len(kind) <= len("mask254") and photo.shown is not None:
         value = int(kind[4:])
         picture = np.zeros((*photo.shown.shape, 4), np.uint8)
         picture[photo.shown == value] = (*COLORS[(value - 1) % len(COLORS)], 255)

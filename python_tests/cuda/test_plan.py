@@ -95,6 +95,15 @@ def test_bits_do_not_depend_on_the_batch(gpu: str) -> None:
                 assert len({(plan["kernel"], plan["chunk_pixels"]) for plan in plans}) == 1
 
 
+@pytest.mark.parametrize(("gpu", "most"), [("T4", 1985), ("H200", 7201)])
+def test_as_many_classes_as_a_block_has_room_for(gpu: str, most: int) -> None:
+    """Beyond, the launch is refused; the backward takes half as many."""
+    for classes, backward in ((most, False), (most // 2 + 1, True)):
+        for more in (0, 1):
+            plan = plan_inner_opt(1, classes + more, *RESNET, torch.float32, GPUS[gpu], backward=backward)
+            assert (plan["shared_bytes"] <= SHARED[gpu]) == (more == 0)
+
+
 def test_one_class_needs_no_pixels() -> None:
     assert plan_inner_opt(4, 1, *VGG, torch.float32, GPUS["H200"])["kernel"] == "steps"
 

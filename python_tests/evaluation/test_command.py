@@ -1,11 +1,14 @@
 """`fewseg evaluate`: what it writes, and what it refuses."""
 
 import csv
+import io
 import json
+import sys
 
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from fewseg_ext.data.episodes import EpisodeDataset
 from fewseg_ext.data.fss1000 import FSS1000
@@ -52,6 +55,15 @@ def test_writes_everything_and_workers_change_nothing(photos, tmp_path):
     assert contents[0] == contents[1]
     assert (tmp_path / "0" / "evaluation.csv").read_text() == (tmp_path / "2" / "evaluation.csv").read_text()
     assert str(photos) not in json.dumps(contents)
+
+
+def test_without_matplotlib_the_scores_are_written_all_the_same(photos, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    console = Console(file=io.StringIO(), width=200)
+    run_evaluation(tmp_path / "out", CONV4, "fss1000", photos, [None], PROTOCOL, console=console)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {name for name in FILES if "png" not in name}
+    said = "No class_iou.png, no examples.png: pictures need matplotlib: pip install matplotlib"
+    assert said in console.file.getvalue()
 
 
 def test_a_checkpoint_scores_like_its_model(photos, tmp_path):

@@ -59,6 +59,16 @@ def test_logits_zero_vectors() -> None:
     assert d_prototypes[1, 1].any()
 
 
+@pytest.mark.parametrize(("length", "cosine"), [(0.9e-12, 0.0), (1.1e-12, 0.5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_how_short_a_vector_counts_as_zero(length: float, cosine: float, dtype: torch.dtype) -> None:
+    short, long = torch.zeros(1, 4, 1, 1, dtype=dtype), torch.ones(1, 4, 1, 1, dtype=dtype)
+    short[0, 0] = length
+    for features, prototypes in ((short, long), (long, short)):
+        got = cosine_logits(features, prototypes[None, ..., 0, 0], scale=1.0)
+        torch.testing.assert_close(got, torch.full_like(got, cosine))
+
+
 @pytest.mark.parametrize("reduction", ["mean", "per_task", "sum"])
 @pytest.mark.parametrize("classes", [1, 2, 5])
 @pytest.mark.parametrize("target_grid", [(20, 17), (6, 5), (3, 4), (1, 1), (48, 33)], ids=str)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fewseg_ext import inner_opt
 from fewseg_ext._info import DeviceLimits, plan_inner_opt
+from samples import SAMPLES, Sample, Sizes
 
 
 @pytest.fixture(autouse=True)
@@ -80,10 +81,14 @@ def test_same_bits_as_single_steps(
         assert torch.equal(x, y)
 
 
-def test_too_many_classes_and_tasks_are_plain_errors() -> None:
+def test_too_many_classes_are_a_plain_error() -> None:
     arguments = problem(1, 3000, 2, 3, 3, torch.float32, "nchw")
     with pytest.raises(RuntimeError, match=r"too many classes for this GPU: they take \d+ bytes of shared memory"):
         inner_opt(*arguments)
-    arguments = problem(65536, 2, 1, 1, 1, torch.float32, "nchw")
+
+
+@pytest.mark.parametrize("sample", [sample for sample in SAMPLES if sample.feature_map], ids=lambda s: s.name)
+def test_too_many_tasks_are_a_plain_error(sample: Sample) -> None:
+    sizes = Sizes(tasks=65536, classes=1, channels=1, height=1, width=1, mask_height=1, mask_width=1)
     with pytest.raises(RuntimeError, match="at most 65535 tasks in a call, got 65536"):
-        inner_opt(*arguments)
+        sample.public(*sample.arguments(sizes, torch.float32))

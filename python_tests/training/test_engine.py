@@ -51,6 +51,46 @@ def test_training_lowers_the_loss(optimizer):
     assert sum(history[-5:]) < 0.5 * sum(history[:5])
 
 
+def test_frozen_parts_keep_their_weights():
+    trained = model()
+    before = {name: p.clone() for name, p in trained.named_parameters()}
+    config = TrainingConfig(
+        iterations=2, batch_size=2, frozen=("backbone.blocks.0", "weight_generator"), weight_decay=0.1
+    )
+    Trainer(trained, episodes(), config).run()
+    kept = {name for name, p in trained.named_parameters() if torch.equal(p, before[name])}
+    assert {".".join(name.split(".")[:3]) for name in kept} == {
+        "backbone.blocks.0", "weight_generator.weight", "weight_generator.bias",
+    }  # fmt: skip
+    assert any(name.startswith("backbone.") for name in before.keys() - kept)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"),
+    [
+        (
+            ("backbone.blocks.9",),
+            r"the model has no part 'backbone.blocks.9'; its parts are backbone, weight_generator",
+        ),
+        (("backbon",), "the model has no part 'backbon'"),  # whole names only
+        (("backbone", "weight_generator"), "nothing is left to train"),
+    ],
+)
+def test_frozen_parts_that_there_are_not(frozen, message):
+    with pytest.raises(ValueError, match=message):
+        Trainer(model(), episodes(), TrainingConfig(iterations=1, frozen=frozen))
+
+
+def test_channels_last_trains_alike():
+    histories = []
+    for channels_last in (False, True):
+        config = TrainingConfig(iterations=3, batch_size=2, channels_last=channels_last)
+        trainer = Trainer(model(), episodes(), config)
+        histories.append(trainer.run())
+    assert trainer.model.backbone.blocks[0][0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert histories[1] == pytest.approx(histories[0], rel=1e-3)
+
+
 def test_the_same_settings_give_the_same_weights():
     def train(seed):
         data = EpisodeDataset(Colours(), 1000, seed=seed)

@@ -4,12 +4,23 @@ import itertools
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from fewseg_ext.data.episodes import EpisodeDataset
+from fewseg_ext.models.registry import MODELS
+from fewseg_ext.training.engine import Trainer
 from fewseg_ext.training.recipe import Recipe, UsageError, compose, make_parser, parse_arguments
 
 METHODS, BACKBONES, SHOTS = ("biopt", "vpi"), ("vgg16", "resnet50", "resnet101"), ("1shot", "5shot")
 DATA = ("pascal5i", "coco20i-a", "coco20i-b", "fss1000")
+
+
+class NoPhotos:
+    class_names = ("a", "b")
+
+    def num_images(self, class_id: int) -> int:
+        return 2
 
 
 def parse(*arguments: str) -> Recipe:
@@ -45,6 +56,34 @@ def test_settings_of_the_papers(method: str, data: str) -> None:
             assert (training.optimizer, training.lr, training.head_lr) == ("adam", 1e-6, 1e-5)
             assert (training.batch_size, training.iterations, training.lr_factor(0.9, 36_000)) == (16, 40_000, 1)
             assert (recipe.data.size, recipe.data.augmentation, recipe.method) == (384, "vpi", "VPI")
+
+
+@pytest.mark.parametrize("name", ["baseline", "init", "dagger", "first-order", "inopt", "vpi", "vpi-deterministic"])
+def test_ablations_differ_in_nothing_but_the_model(name: str) -> None:
+    """The settings of benchmarks/paper_experiments.py, on the whole of a data set and any backbone."""
+    recipe = parse("--config", f"ablation-{name}/pascal5i/resnet50/1shot", "--data.root", "photos")
+    other = parse(
+        "--config", f"ablation-{'vpi' if 'vpi' in name else 'inopt'}/pascal5i/resnet50/1shot", "--data.root", "photos"
+    )
+    assert (recipe.data, recipe.training, recipe.run) == (other.data, other.training, other.run)
+    assert recipe.model["backbone"] == "resnet50"
+    assert (recipe.data.name, recipe.data.validation_classes) == ("pascal5i", 3)
+    # Parts that a backbone does not have would be an error when the training begins.
+    torch.manual_seed(0)
+    model = MODELS[recipe.method](**{**recipe.model, "weights": None})
+    Trainer(model, EpisodeDataset(NoPhotos(), 4), recipe.training)
+    trained = {name.split(".")[1] for name, p in model.backbone.named_parameters("backbone") if p.requires_grad}
+    assert trained == (set() if "vpi" in name else {"layer3", "layer4"})
+
+
+def test_lists_of_a_recipe_are_tuples_and_survive_the_file(tmp_path: Path) -> None:
+    recipe = parse(
+        *("--config", "laptop/biopt", "--data.without", "[cat,dog]", "--training.frozen", "[backbone.0,backbone.1]")
+    )
+    assert recipe.data.without == ("cat", "dog")
+    assert recipe.training.frozen == ("backbone.0", "backbone.1")
+    (tmp_path / "recipe.yaml").write_text(recipe.as_yaml())
+    assert parse("--config", str(tmp_path / "recipe.yaml")) == recipe
 
 
 def test_the_command_line_has_the_last_word_and_the_result_is_a_recipe(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a training leaves behind for those who use its model."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,20 @@ from fewseg_ext.training.checkpoint import load_checkpoint
 from fewseg_ext.training.recipe import parse_arguments
 from fewseg_ext.training.run import run_training
 from tiny import options, write_photos
+
+
+def test_without_torchmetrics_a_validation_is_refused_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not by the first validation, which loses all iterations since the last checkpoint."""
+    photos = write_photos(tmp_path / "photos")
+    monkeypatch.setitem(sys.modules, "fewseg_ext.evaluation.metrics", None)
+    recipe, _, _ = parse_arguments(options("biopt", photos, 2))
+    with pytest.raises(ImportError, match="metrics"):
+        run_training(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    recipe, _, _ = parse_arguments(options("biopt", photos, 2, "--data.validation_classes", "0"))
+    assert run_training(recipe, tmp_path / "run").iteration == 2
 
 
 def test_an_evaluation_knows_the_photos_of_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import track
@@ -24,10 +24,10 @@ from fewseg_ext.data.coco import (
     save_index,
 )
 from fewseg_ext.data.folds import FOLDS
-from fewseg_ext.data.photos import check_photo, in_threads
+from fewseg_ext.data.photos import check_photo, in_threads, is_plain_name
 from fewseg_ext.data.prepare.download import download_coco
-from fewseg_ext.data.prepare.report import Report, Row, list_text
-from fewseg_ext.files import write_text
+from fewseg_ext.data.prepare.report import Report, Row, list_text, output_folder
+from fewseg_ext.files import make_folder, write_atomically, write_text
 
 PHOTOS_SOURCE = "http://images.cocodataset.org/zips/{photo_set}.zip, or --download"
 JSON_SOURCE = "http://images.cocodataset.org/annotations/annotations_trainval{year}.zip, or --download"
@@ -76,16 +76,13 @@ def prepare_coco20i(
         raise ValueError(f"prepare coco20i: year must be 2014 or 2017, got {year}")
     mask_tools()
     root = Path(root)
-    out = Path(out) if out is not None else root / PREPARED
     if download:
-        root.mkdir(parents=True, exist_ok=True)
         download_coco(root, year, console)
     files = {s: root / "annotations" / f"instances_{s}.json" for s in (f"train{year}", f"val{year}")}
     if not any(path.is_file() for path in files.values()):
         paths = " nor ".join(str(path) for path in files.values())
         raise FileNotFoundError(f"neither {paths} found ({JSON_SOURCE.format(year=year)})")
-    out.mkdir(parents=True, exist_ok=True)
-    report = Report(f"COCO-20i {year}", out)
+    report = Report(f"COCO-20i {year}", output_folder(root, out, PREPARED))
     for photo_set, path in files.items():
         if path.is_file():
             _prepare_set(report, root, photo_set, path, console)
@@ -104,9 +101,15 @@ def _prepare_set(report: Report, root: Path, photo_set: str, path: Path, console
     if tuple(sorted(categories)) != CATEGORY_IDS:
         raise ValueError(f"{path} has {len(categories)} categories, not the 80 of COCO")
     folder = find_photos(root, photo_set)
+    if not all(type(item["id"]) is int and item["id"] >= 0 for item in coco.dataset["images"]):
+        raise ValueError(f"{path}: the ids of its photos are not whole numbers")
+    if not all(isinstance(name, str) for name in categories.values()):
+        raise ValueError(f"{path}: the names of its categories are not texts")
     items = sorted(coco.dataset["images"], key=lambda item: item["id"])
 
     def check(item: dict[str, Any]) -> str | None:
+        if not is_plain_name(item["file_name"]):
+            return f"{item['file_name'][:80]!r} is not the name of a file in {folder}"
         return check_photo(folder / item["file_name"], (item["width"], item["height"]))
 
     problems = list(in_threads(check, items, f"reading photos of {photo_set}", console))
@@ -117,21 +120,25 @@ def _prepare_set(report: Report, root: Path, photo_set: str, path: Path, console
     index, masks = report.out / f"{photo_set}.json", report.out / f"{photo_set}.masks"
     # An interruption between the two files must not leave an index beside masks of another run.
     index.unlink(missing_ok=True)
-    temporary = masks.with_name(f".{masks.name}.tmp")
     images = []
-    with temporary.open("wb") as file:
+
+    def write_masks(file: IO[bytes]) -> None:
         for item in track(usable, f"masks of {photo_set}", console=console, disable=console is None):
             annotations = coco.imgToAnns.get(item["id"], [])
             unions, found = class_masks(annotations, item["height"], item["width"])
             report.problems.extend(f"{photo_set}: {problem}" for problem in found)
             objects = []
             for category, rle in unions.items():
+                if category not in CATEGORY_IDS:
+                    report.problems.append(f"{photo_set}: photo {item['id']}: {category} is no category of COCO")
+                    continue
                 label = CATEGORY_IDS.index(category) + 1
                 area = int(mask_tools().area(rle))
                 objects.append(CocoObject(label, area, file.tell(), len(rle["counts"])))
                 file.write(rle["counts"])
             images.append(CocoImage(item["id"], item["file_name"], item["width"], item["height"], tuple(objects)))
-    os.replace(temporary, masks)
+
+    write_atomically(masks, write_masks)
     save_index(index, [categories[i] for i in CATEGORY_IDS], images)
 
     official, annotated = OFFICIAL_PHOTOS[photo_set]
@@ -153,8 +160,7 @@ def _prepare_set(report: Report, root: Path, photo_set: str, path: Path, console
 
 
 def _fold_rows(report: Report, photo_set: str, images: list[CocoImage], partial: bool) -> None:
-    folder = report.out / "lists"
-    folder.mkdir(exist_ok=True)
+    folder = make_folder(report.out / "lists", within=report.out)
     for variant in VARIANTS:
         for fold in range(FOLDS):
             labels = set(fold_labels(variant, fold, "test"))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fewseg_ext.optional import need_torchvision
+
 STAGING = ".fewseg-download"
 
 COCO_ARCHIVES = {
@@ -77,6 +79,7 @@ def _into_place(fetch: Callable[[Path], Path], target: Path, console: Console | 
     """
     if target.exists():
         return
+    need_torchvision("--download needs")
     if console is not None:
         console.print(f"fetching {target}", markup=False, highlight=False)
     staging = target.parent / STAGING / target.name.lstrip(".")
@@ -84,8 +87,6 @@ def _into_place(fetch: Callable[[Path], Path], target: Path, console: Console | 
     try:
         whole = fetch(staging)
         whole.replace(target)
-    except ImportError:
-        raise ImportError("--download needs torchvision: pip install 'fewseg-ext[models]'") from None
     except (OSError, RuntimeError, EOFError) as error:
         raise ConnectionError(
             f"could not fetch {target.name} for {target.parent}: {error}; fetch it by hand (docs/datasets.md) or try "

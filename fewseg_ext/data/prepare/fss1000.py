@@ -7,8 +7,8 @@ from rich.console import Console
 
 from fewseg_ext.data.fss1000 import find_class_folders, read_foreground, split_classes
 from fewseg_ext.data.photos import check_pair, check_photo, in_threads
-from fewseg_ext.data.prepare.report import Report, Row, list_text
-from fewseg_ext.files import write_text
+from fewseg_ext.data.prepare.report import Report, Row, list_text, output_folder
+from fewseg_ext.files import make_folder, write_text
 
 SOURCE = "fetch it from the link in https://github.com/HKUSTCVLAB/FSS-1000"
 PREPARED = "fewseg_fss1000"
@@ -43,8 +43,8 @@ def prepare_fss1000(
         if download:
             raise ConnectionError(f"FSS-1000 lies behind a page for browsers, --download cannot: {SOURCE}") from error
         raise
-    out = Path(out) if out is not None else root / PREPARED
-    (out / "lists").mkdir(parents=True, exist_ok=True)
+    out = output_folder(root, out, PREPARED)
+    make_folder(out / "lists", within=out)
     report = Report("FSS-1000", out)
     classes = find_class_folders(folder)
     photos = [photo for images in classes.values() for photo in images]

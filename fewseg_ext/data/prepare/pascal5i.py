@@ -1,5 +1,6 @@
 """Builds and verifies the lists of PASCAL-5i."""
 
+import io
 import os
 import re
 from collections import Counter
@@ -28,8 +29,8 @@ from fewseg_ext.data.pascal import (
 )
 from fewseg_ext.data.photos import check_photo, in_threads, read_mask, visible
 from fewseg_ext.data.prepare.download import download_sbd, download_voc
-from fewseg_ext.data.prepare.report import Report, Row, checksum, list_text
-from fewseg_ext.files import write_text
+from fewseg_ext.data.prepare.report import Report, Row, checksum, list_text, output_folder
+from fewseg_ext.files import make_folder, read_text, write_atomically, write_text
 
 VOC_SOURCE = "VOCtrainval_11-May-2012.tar of http://host.robots.ox.ac.uk/pascal/VOC/voc2012/, or --download"
 SBD_SOURCE = (
@@ -40,6 +41,8 @@ TRAIN, VAL, TRAINAUG, P3_TRAIN = 1464, 1449, 10582, 5953
 # Different copies of the training masks change P2's training lists by a few dozen of their entries.
 FEW_DOZEN = 60
 PARTIAL = "partial data"
+# SBD's own take a few kilobytes; compressed, this much can become a thousand times as much memory.
+LARGEST_MAT = 500_000
 P2_TRAIN_PHOTOS, P2_TRAIN_ENTRIES = 10092, 13680
 # Published counts of entries (photo, class), and checksums of the published lists.
 PUBLISHED_ENTRIES = {
@@ -86,7 +89,7 @@ def read_published_lists(folder: str | os.PathLike[str]) -> PublishedLists:
     if not folder.is_dir():
         raise FileNotFoundError(f"folder of published lists not found: {folder}")
     lists = PublishedLists()
-    for path in sorted(folder.rglob("*.txt")):
+    for path in sorted(path for path in folder.rglob("*.txt") if path.is_file()):
         photos = set()
         for line in path.read_text(errors="replace").splitlines():
             if match := _ENTRY.fullmatch(line.strip()):
@@ -154,10 +157,8 @@ def prepare_pascal5i(
         ConnectionError: a download failed.
     """
     root = Path(root)
-    out = Path(out) if out is not None else root / PREPARED
     published = read_published_lists(lists) if lists is not None else PublishedLists()
     if download:
-        root.mkdir(parents=True, exist_ok=True)
         try:
             devkit = find_devkit(root)
         except FileNotFoundError:
@@ -181,7 +182,8 @@ def prepare_pascal5i(
     if any(mask.suffix == ".mat" for mask in masks.values()):
         _check_scipy()
 
-    (out / "masks").mkdir(parents=True, exist_ok=True)
+    out = output_folder(root, out, PREPARED)
+    make_folder(out / "masks", within=out)
     # Lists of an earlier run must not stand beside an index that they do not belong to.
     (out / INDEX).unlink(missing_ok=True)
     report = Report("PASCAL-5i", out)
@@ -218,7 +220,7 @@ def _names(path: Path) -> set[str] | None:
     """The first word of every line, or None without the file."""
     if not path.is_file():
         return None
-    return {line.split()[0] for line in path.read_text().splitlines() if line.strip()}
+    return {line.split()[0] for line in read_text(path).splitlines() if line.strip()}
 
 
 def _find_sbd(root: Path) -> Path | None:
@@ -281,14 +283,14 @@ def _convert(mat: Path, png: Path) -> Path:
     from scipy.io import loadmat
 
     try:
-        labels = loadmat(str(mat))["GTcls"][0]["Segmentation"][0]
-        image = Image.fromarray(np.asarray(labels, dtype=np.uint8))
+        if not mat.is_file() or mat.stat().st_size > LARGEST_MAT:
+            raise ValueError(f"no file of at most {LARGEST_MAT:,d} bytes, as all of SBD's are")
+        labels = loadmat(str(mat), variable_names=["GTcls"])["GTcls"][0]["Segmentation"][0]
+        content = io.BytesIO()
+        Image.fromarray(np.asarray(labels, dtype=np.uint8)).save(content, format="PNG", optimize=True)
     except Exception as error:  # scipy raises a different type for every way in which a file can be wrong
         raise ValueError(f"{mat} cannot be read: {error}") from error
-    temporary = png.with_name(f".{png.name}.tmp")
-    image.save(temporary, format="PNG", optimize=True)
-    os.replace(temporary, png)
-    return png
+    return write_atomically(png, lambda file: file.write(content.getvalue()))
 
 
 def _missing(
@@ -350,8 +352,7 @@ def _rows(
             report.add_list(f"{family.name} train: photos", photos, P3_TRAIN, PUBLISHED_P3_TRAIN, PARTIAL)
         for split in splits:
             what = f"{family.name} {'train and test' if family.test_photos == family.train_photos else split}"
-            folder = report.out / "lists" / family.name / split
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = make_folder(report.out / "lists" / family.name / split, within=report.out)
             lists = [family_entries(family, images, split, fold) for fold in range(FOLDS)]
             for fold, entries in enumerate(lists):
                 write_text(folder / f"fold{fold}.txt", list_text(entries))

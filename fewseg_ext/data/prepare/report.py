@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,11 +11,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fewseg_ext.files import write_text
+from fewseg_ext.files import make_folder, remove_leftovers, write_text
 
 REPORT = "report.txt"
 PROBLEMS = "problems.txt"
 DIFFERENCES = "differences.txt"
+
+
+def output_folder(root: Path, out: str | os.PathLike[str] | None, name: str) -> Path:
+    """The folder that a preparation writes, made: ``out``, or the one of that name inside ``root``.
+
+    Raises:
+        ValueError: in ``root``, which somebody else may have packed, it is a link to elsewhere.
+    """
+    folder = Path(out) if out is not None else root / name
+    make_folder(folder, within=folder if out is not None else root)
+    remove_leftovers(folder)
+    return folder
 
 
 def list_text(entries: Iterable[str]) -> str:

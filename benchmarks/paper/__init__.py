@@ -1,0 +1,1 @@
+"""The parts of paper_experiments.py: the laboratory, the two methods, uncertainty, charts, tables."""
