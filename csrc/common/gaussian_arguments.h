@@ -1,7 +1,7 @@
 // What the Gaussian operators check of their arguments, the same on every device.
 #pragma once
 
-#include "arguments.h"
+#include "backward_arguments.h"
 #include "gaussian.h"
 
 namespace fewseg {
@@ -22,6 +22,14 @@ inline void check_noise(const char* op, const Tensor& mean, int64_t num_samples,
   check(num_samples >= 1, op, "num_samples must be at least 1, got ", num_samples);
   check(key.dim() == 1 && key.size(0) == 2 && key.scalar_type() == ScalarType::Long, op, "key must be int64 [2]");
   check(on_same_device(mean, key), op, "key must be on the device of mean");
+}
+
+// The gradient of samples [B,L,C], for the backward of what was drawn of `like` [B,C], or with `shots` [B,S,C].
+inline void check_sample_backward(const char* op, const Tensor& gradient, const Tensor& like, const Tensor& key,
+                                  bool shots) {
+  check(like.dim() == (shots ? 3 : 2) && gradient.dim() == 3, op, "gradient must be [B,L,C]");
+  check_sizes(op, "gradient", gradient, like, {like.size(0), gradient.size(1), like.size(shots ? 2 : 1)});
+  check_noise(op, like, gradient.size(1), key);
 }
 
 inline bool is_precise(const char* op, const char* argument, const std::string& weighting) {

@@ -3,7 +3,7 @@
 
 #include <optional>
 
-#include "arguments.h"
+#include "backward_arguments.h"
 
 namespace fewseg {
 

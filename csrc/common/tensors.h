@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -121,7 +122,11 @@ inline Tensor make(const Tensor& like, const std::vector<int64_t>& sizes, const 
 inline Tensor make(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
-  for (size_t i = sizes.size(); i-- > 0; stride *= sizes[i] > 1 ? sizes[i] : 1) strides[i] = stride;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    if (__builtin_mul_overflow(stride, std::max<int64_t>(sizes[i], 1), &stride))
+      fail("fewseg", "a result of more than 2^63 numbers");
+  }
   return make(like, sizes, strides, type);
 }
 

@@ -2,11 +2,12 @@
 // features' part.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <tuple>
 
-#include "arguments.h"
+#include "backward_arguments.h"
 #include "tap_axis.h"
 
 namespace fewseg {
@@ -39,8 +40,12 @@ inline TiledConv2dSizes check_tiled_conv2d(const char* op, const Tensor& feature
     check(on_same_device(features, *bias), op, "bias must be on the device of features");
     check_dtype_beside(op, "bias", features, *bias);
   }
-  check(padding.size() == 2 && padding[0] >= 0 && padding[1] >= 0, op, "padding must be two numbers >= 0");
-  check(dilation.size() == 2 && dilation[0] >= 1 && dilation[1] >= 1, op, "dilation must be two numbers >= 1");
+  // Beyond 2^31 the size of the result might overflow, and no memory holds it.
+  const auto within = [](const std::vector<int64_t>& pair, int64_t least) {
+    return pair.size() == 2 && std::min(pair[0], pair[1]) >= least && std::max(pair[0], pair[1]) <= int64_t(1) << 31;
+  };
+  check(within(padding, 0), op, "padding must be two numbers of 0 to 2^31");
+  check(within(dilation, 1), op, "dilation must be two numbers of 1 to 2^31");
   const TapAxis rows{features.size(2), weight.size(2), padding[0], dilation[0]};
   const TapAxis columns{features.size(3), weight.size(3), padding[1], dilation[1]};
   check(rows.outputs() >= 1 && columns.outputs() >= 1, op, "the kernel is larger than the padded features");

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "../common/arguments.h"
+#include "../common/backward_arguments.h"
 #include "instruction_set.h"
 #include "parallel.h"
 
@@ -20,7 +20,7 @@ struct UnitPrototypes {
       double square = 0;
       for (int64_t c = 0; c < channels; ++c)
         square += double(prototypes[k * channels + c]) * double(prototypes[k * channels + c]);
-      inverse_norm[k] = square <= 1e-24 ? A(0) : A(1 / std::sqrt(square));
+      inverse_norm[k] = square <= 1e-24 ? A(0) : A(std::sqrt(square) / square);  // NaN beyond 1e154
       for (int64_t c = 0; c < channels; ++c) unit[k * channels + c] = prototypes[k * channels + c] * inverse_norm[k];
     }
   }

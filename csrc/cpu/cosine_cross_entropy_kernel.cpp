@@ -197,7 +197,11 @@ std::tuple<Tensor, Tensor> cosine_cross_entropy_backward(const Tensor& gradient,
                                                          const Tensor& cosine, const Tensor& inverse_norm, double scale,
                                                          int64_t ignore_index, const std::string& reduction,
                                                          bool needs_features, bool needs_prototypes) {
+  check_cosine_backward(kOp, features, prototypes, cosine, inverse_norm);
+  check_target(kOp, features, target);
   const Divisor kind = loss_divisor(kOp, reduction);
+  check_sizes(kOp, "gradient", gradient, features,
+              kind == Divisor::task ? std::vector<int64_t>{features.size(0)} : std::vector<int64_t>{});
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
   const Tensor plain_gradient = as_contiguous(with_dtype(gradient, accumulator));

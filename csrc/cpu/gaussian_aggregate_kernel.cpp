@@ -46,6 +46,9 @@ std::tuple<Tensor, Tensor> gaussian_aggregate_backward(const Tensor& d_mean, con
                                                        const Tensor& mean, const Tensor& variance,
                                                        const std::string& mean_weighting,
                                                        const std::string& variance_weighting) {
+  check_gaussians(kOp, mean, variance, /*shots=*/true);
+  check_sizes(kOp, "d_mean", d_mean, mean, {mean.size(0), mean.size(2)});
+  check_sizes(kOp, "d_variance", d_variance, mean, {mean.size(0), mean.size(2)});
   const Weighting weighting = weighting_of(kOp, mean_weighting, variance_weighting);
   const ScalarType type = accumulator_type(mean.scalar_type());
   const Tensor means = plain(mean, type), variances = plain(variance, type);

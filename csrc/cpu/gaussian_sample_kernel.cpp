@@ -29,6 +29,7 @@ Tensor gaussian_sample(const Tensor& mean, const Tensor& variance, int64_t num_s
 }
 
 std::tuple<Tensor, Tensor> gaussian_sample_backward(const Tensor& gradient, const Tensor& variance, const Tensor& key) {
+  check_sample_backward(kOp, gradient, variance, key, /*shots=*/false);
   const ScalarType type = accumulator_type(variance.scalar_type());
   const Samples sizes{gradient.size(0), gradient.size(1), gradient.size(2)};
   const Tensor plain_gradient = plain(gradient, type), variances = plain(variance, type);

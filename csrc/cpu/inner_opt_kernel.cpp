@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <tuple>
 
-#include "../common/arguments.h"
+#include "../common/backward_arguments.h"
 #include "instruction_set.h"
 #include "labels.h"
 #include "parallel.h"
@@ -262,6 +262,7 @@ std::tuple<Tensor, Tensor> inner_opt_backward(const Tensor& gradient, const Tens
                                               const Tensor& trajectory, const Tensor& h, const Tensor& cosine,
                                               double lr, double scale, int64_t ignore_index,
                                               const std::string& reduction, bool needs_features) {
+  check_inner_opt_backward(kOp, gradient, features, target, trajectory, h, cosine);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
   const InnerOptSettings settings{trajectory.size(1), gradient.size(1), ignore_index, lr, scale, reduction == "mean"};

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <tuple>
 
-#include "../common/arguments.h"
+#include "../common/backward_arguments.h"
 #include "../common/bilinear.h"
 
 #include "instruction_set.h"
@@ -57,7 +57,8 @@ void forward(const FeatureMap& features, const Tensor& masks, double eps, const 
     A* w = weight + plane * N;
     for (int64_t x = 0; x < N; ++x) mass += double(w[x]);
     inverse[plane] = mass != 0 ? A(1 / mass) : A(0);
-    for (int64_t x = 0; x < N; ++x) w[x] *= inverse[plane];
+    // Divided: of a mass beyond 1e38 the reciprocal in float32 has few digits left.
+    for (int64_t x = 0; x < N; ++x) w[x] = mass != 0 ? A(double(w[x]) / mass) : A(0);
   }
 
   const int64_t unit = body.pool_unit, units = (features.channels + unit - 1) / unit;
@@ -152,6 +153,7 @@ std::tuple<Tensor, Tensor> masked_avg_pool_backward(const Tensor& gradient, cons
                                                     const Tensor& weights, const Tensor& inverse_mass, int64_t mask_h,
                                                     int64_t mask_w, const std::string& resize, bool needs_features,
                                                     bool needs_masks) {
+  check_masked_avg_pool_backward(kOp, gradient, features, weights, inverse_mass, mask_h, mask_w);
   const FeatureMap map(features);
   const int64_t classes = weights.size(1);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);

@@ -153,6 +153,7 @@ void average_samples_backward(const MonteCarloSizes& sizes, const A* logits, con
 inline Tensor monte_carlo_backward(const char* op, const Tensor& gradient, const Tensor& logits) {
   check(gradient.dim() == 4, op, "gradient must be [B,K,h,w]");
   const MonteCarloSizes sizes(op, logits, std::vector<int64_t>{gradient.size(2), gradient.size(3)});
+  check_sizes(op, "gradient", gradient, logits, {sizes.tasks, sizes.classes, sizes.h, sizes.w});
   const ScalarType type = accumulator_type(logits.scalar_type());
   const Tensor plain_logits = as_contiguous(with_dtype(logits, type));
   const Tensor plain_gradient = as_contiguous(with_dtype(gradient, type));

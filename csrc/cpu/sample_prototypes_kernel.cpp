@@ -35,6 +35,8 @@ Tensor sample_prototypes(const Tensor& mean, const Tensor& variance, int64_t num
 
 std::tuple<Tensor, Tensor> sample_prototypes_backward(const Tensor& gradient, const Tensor& mean,
                                                       const Tensor& variance, const Tensor& key) {
+  check_gaussians(kOp, mean, variance, /*shots=*/true);
+  check_sample_backward(kOp, gradient, mean, key, /*shots=*/true);
   const ScalarType type = accumulator_type(mean.scalar_type());
   const Samples sizes{gradient.size(0), gradient.size(1), gradient.size(2)};
   const Tensor plain_gradient = plain(gradient, type), plain_key = as_contiguous(key);

@@ -247,6 +247,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tiled_conv2d_backward(const Tensor& g
                                                                  bool needs_features, bool needs_z, bool needs_weight,
                                                                  bool needs_bias) {
   const TiledConv2dSizes sizes = check_tiled_conv2d(kOp, features, z, weight, std::nullopt, padding, dilation);
+  check_sizes(kOp, "gradient", gradient, features, {sizes.B, sizes.L, sizes.O, sizes.h, sizes.w});
   const ScalarType type = gradient.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
   const FeatureMap d_result(torch::stable::reshape(gradient, {sizes.samples(), sizes.O, sizes.h, sizes.w}));

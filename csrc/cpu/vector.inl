@@ -346,10 +346,11 @@ static inline Block<double> logarithm(const Block<double>& block) {
 }
 
 // 1/|v| from |v|^2, and 0 where |v| <= 1e-12: such a vector has no direction (docs/math.md, section 0). Written so that
-// NaN stays NaN.
+// NaN stays NaN, and so that a square that has overflowed is NaN: as 1/inf it would pass for a vector without
+// direction.
 template <class A>
 static inline A inverse_root(A square) {
-  return square <= A(1e-12) * A(1e-12) ? A(0) : A(1) / A(__builtin_sqrt(square));
+  return square <= A(1e-12) * A(1e-12) ? A(0) : A(__builtin_sqrt(square)) / square;
 }
 
 template <class T>

@@ -40,6 +40,9 @@ std::tuple<Tensor, Tensor> cosine_logits_backward(const Tensor& gradient, const 
                                                   const Tensor& prototypes, const Tensor& cosine,
                                                   const Tensor& inverse_norm, double scale, bool needs_features,
                                                   bool needs_prototypes) {
+  check_cosine_backward(kOp, features, prototypes, cosine, inverse_norm);
+  check_sizes(kOp, "gradient", gradient, features,
+              {features.size(0), prototypes.size(1), features.size(2), features.size(3)});
   const OnDevice device(features);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);

@@ -30,6 +30,7 @@ Tensor gaussian_sample(const Tensor& mean, const Tensor& variance, int64_t num_s
 }
 
 std::tuple<Tensor, Tensor> gaussian_sample_backward(const Tensor& gradient, const Tensor& variance, const Tensor& key) {
+  check_sample_backward(kOp, gradient, variance, key, /*shots=*/false);
   const OnDevice device(variance);
   const ScalarType type = accumulator_type(variance.scalar_type());
   const int64_t tasks = gradient.size(0), samples = gradient.size(1), channels = gradient.size(2);

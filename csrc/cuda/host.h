@@ -1,10 +1,10 @@
-// What the host side of a CUDA operator needs besides common/arguments.h: the current stream, the device guard, and the
-// choice of instantiation. The same host code runs in the emulator, where the tensors are on the CPU.
+// What the host side of a CUDA operator needs besides common/*_arguments.h: the current stream, the device guard, and
+// the choice of instantiation. The same host code runs in the emulator, where the tensors are on the CPU.
 #pragma once
 
 #include <algorithm>
 
-#include "../common/arguments.h"
+#include "../common/backward_arguments.h"
 #include "device.h"
 #include "features.cuh"
 

@@ -236,6 +236,7 @@ std::tuple<Tensor, Tensor> inner_opt_backward(const Tensor& gradient, const Tens
                                               const Tensor& trajectory, const Tensor& h, const Tensor& cosine,
                                               double lr, double scale, int64_t ignore_index,
                                               const std::string& reduction, bool needs_features) {
+  check_inner_opt_backward(kOp, gradient, features, target, trajectory, h, cosine);
   const OnDevice device(features);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);

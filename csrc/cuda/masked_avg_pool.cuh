@@ -15,7 +15,8 @@ __global__ void normalise_weights_kernel(A* weights, int64_t pixels, double eps,
   A mine = 0;
   for (int64_t x = threadIdx.x; x < pixels; x += blockDim.x) mine += plane[x];
   const A mass = block_sum(mine, scratch) + A(eps);
-  const A inverse = mass != 0 ? A(1) / mass : A(0);
+  // A mass that has overflowed makes NaN: as 1/inf it would pass for an empty mask.
+  const A inverse = mass != 0 ? A(1) / mass + A(0) * mass : A(0);
   for (int64_t x = threadIdx.x; x < pixels; x += blockDim.x) plane[x] *= inverse;
   if (threadIdx.x == 0) inverse_mass[blockIdx.x] = inverse;
 }

@@ -57,6 +57,7 @@ std::tuple<Tensor, Tensor> masked_avg_pool_backward(const Tensor& gradient, cons
                                                     const Tensor& weights, const Tensor& inverse_mass, int64_t mask_h,
                                                     int64_t mask_w, const std::string& resize_what, bool needs_features,
                                                     bool needs_masks) {
+  check_masked_avg_pool_backward(kOp, gradient, features, weights, inverse_mass, mask_h, mask_w);
   const OnDevice device(features);
   const FeatureMap map(features);
   const int64_t K = weights.size(1), planes = map.batch * K;

@@ -69,10 +69,11 @@ __device__ inline bool is_last_block(int* counter, int blocks, int* flag) {
   return *flag != 0;
 }
 
-// 1/|v| from |v|^2, and 0 where |v| <= 1e-12 (docs/math.md, section 0). Written so that NaN stays NaN.
+// 1/|v| from |v|^2, and 0 where |v| <= 1e-12 (docs/math.md, section 0). Written so that NaN stays NaN, and so that a
+// square that has overflowed is NaN: as 1/inf it would pass for a vector without direction.
 template <class A>
 __device__ inline A inverse_root(A square) {
-  return square <= A(1e-12) * A(1e-12) ? A(0) : A(1) / sqrt(square);
+  return square <= A(1e-12) * A(1e-12) ? A(0) : sqrt(square) / square;
 }
 
 }  // namespace fewseg

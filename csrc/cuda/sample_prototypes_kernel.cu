@@ -35,6 +35,8 @@ Tensor sample_prototypes(const Tensor& mean, const Tensor& variance, int64_t num
 
 std::tuple<Tensor, Tensor> sample_prototypes_backward(const Tensor& gradient, const Tensor& mean,
                                                       const Tensor& variance, const Tensor& key) {
+  check_gaussians(kOp, mean, variance, /*shots=*/true);
+  check_sample_backward(kOp, gradient, mean, key, /*shots=*/true);
   const OnDevice device(mean);
   const ScalarType type = accumulator_type(mean.scalar_type());
   const int64_t tasks = mean.size(0), samples = gradient.size(1), channels = mean.size(2);

@@ -63,6 +63,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tiled_conv2d_backward(const Tensor& g
                                                                  bool needs_features, bool needs_z, bool needs_weight,
                                                                  bool needs_bias) {
   const TiledConv2dSizes sizes = check_tiled_conv2d(kOp, features, z, weight, std::nullopt, padding, dilation);
+  check_sizes(kOp, "gradient", gradient, features, {sizes.B, sizes.L, sizes.O, sizes.h, sizes.w});
   const OnDevice device(features);
   const ScalarType type = gradient.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import fewseg_ext
+import sanitized
 
 ROOT = Path(__file__).resolve().parents[2]
 OP_TESTS = ROOT / "python_tests" / "ops"
@@ -83,30 +84,9 @@ def test_driver_under_address_sanitizer(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_op_tests_under_address_sanitizer(tmp_path: Path) -> None:
     """The emulated library built with AddressSanitizer, in a process that loads its runtime first."""
-    target = tmp_path / "site"
-    options = ["FEWSEG_BUILD_TESTS=ON", "FEWSEG_SANITIZE=address", "FEWSEG_CUDA=OFF"]
-    defines = [part for option in options for part in ("-C", f"cmake.define.{option}")]
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-build-isolation",
-        "--no-deps",
-        "--target",
-        str(target),
-    ]
-    build = ["-C", f"build-dir={tmp_path / 'build'}"]
-    subprocess.run([*install, *build, *defines, str(ROOT)], check=True, timeout=1200)
-    # libstdc++ too: AddressSanitizer looks for __cxa_throw when the process starts, and Python does not link it.
-    runtime = " ".join(
-        subprocess.run(["c++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-        for name in ("libasan.so", "libstdc++.so.6")
-    )
-    environment = {**os.environ, "PYTHONPATH": str(target), "LD_PRELOAD": runtime}
-    # Python and torch leak on purpose; the emulator's fibers are annotated.
-    environment["ASAN_OPTIONS"] = "detect_leaks=0:detect_stack_use_after_return=0"
+    site = sanitized.install(tmp_path, "address", "FEWSEG_BUILD_TESTS=ON")
+    # The emulator's fibers are annotated, but not for stack frames that live on.
+    environment = sanitized.environment(site, "address", ASAN_OPTIONS="detect_stack_use_after_return=0")
     command = [sys.executable, "-m", "pytest", "-q", "--backend=emulated", "-m", "not slow", "-p", "no:cacheprovider"]
     result = subprocess.run(
         [*command, "-k", f"not ({LEFT_OUT_AGAIN} or bits)", str(OP_TESTS)],
