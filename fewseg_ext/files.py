@@ -50,14 +50,13 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
     missing are made. A link at ``path`` is replaced, not followed.
     """
     path = Path(path)
-    with temporary_path(path.parent) as temporary:
-        # "x" follows no link either.
-        with open(temporary, "xb") as file:
-            _lock(file.fileno())
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(temporary, path)
+    # "x" follows no link either.
+    with temporary_path(path.parent) as temporary, open(temporary, "xb") as file:
+        _lock(file.fileno())
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(temporary, path)
     return path
 
 
