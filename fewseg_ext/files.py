@@ -3,15 +3,44 @@
 import fcntl
 import json
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TextIO
 
 # Not named after the file: a name may be as long as the file system allows.
 TEMPORARY = ".fewseg-tmp-"
+
+
+# What this process has begun and not finished. A name is in here before there is anything of that name, so that an
+# interruption at any moment leaves nothing that `remove_unfinished` does not find.
+_unfinished: set[Path] = set()
+
+
+@contextmanager
+def temporary_path(folder: Path) -> Iterator[Path]:
+    """A path in ``folder`` where nothing is yet; what is put there, a file or a folder, is deleted at the end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
+    _unfinished.add(path)
+    try:
+        yield path
+    finally:
+        _remove(path)
+        _unfinished.discard(path)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def remove_unfinished() -> None:
+    """What this process had begun to write when it was interrupted, even while it tidied up."""
+    while _unfinished:
+        _remove(_unfinished.pop())
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any]) -> Path:
@@ -21,20 +50,13 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], 
     missing are made. A link at ``path`` is replaced, not followed.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            _lock(descriptor)
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-            # mkstemp makes files that only their owner can read.
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    # "x" follows no link either.
+    with temporary_path(path.parent) as temporary, open(temporary, "xb") as file:
+        _lock(file.fileno())
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(temporary, path)
     return path
 
 
@@ -50,20 +72,21 @@ def write_folder(folder: str | os.PathLike[str], write: Callable[[Path], Any]) -
     between the two renames leaves nothing there, and both folders in a hidden one beside it.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder.parent))
-    descriptor = os.open(staging, os.O_RDONLY)
-    try:
-        _lock(descriptor)
-        new = staging / "new"
-        new.mkdir()
-        write(new)
-        if folder.exists():
-            folder.rename(staging / "old")
-        new.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        os.close(descriptor)
+    with temporary_path(folder.parent) as staging:
+        staging.mkdir()
+        descriptor = os.open(staging, os.O_RDONLY)
+        try:
+            _lock(descriptor)
+            new = staging / "new"
+            new.mkdir()
+            write(new)
+            if folder.exists():
+                folder.rename(staging / "old")
+            new.rename(folder)
+        finally:
+            if (staging / "old").exists() and not folder.exists():
+                (staging / "old").rename(folder)
+            os.close(descriptor)
     return folder
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from fewseg_ext.files import remove_unfinished
+
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped"}
 
 
@@ -34,9 +36,10 @@ def told_in_a_line() -> Iterator[None]:
         # Whatever a library made of the interruption on its way here.
         if not received or (isinstance(error, SystemExit) and not error.code):
             raise
-        # Nothing is to interrupt the line.
+        # Nothing is to interrupt the rest.
         for number in WORDS:
             signal.signal(number, signal.SIG_IGN)
+        remove_unfinished()
         print(f"fewseg: {WORDS[signal.Signals(received[0])]}", file=sys.stderr, flush=True)
         sys.exit(128 + received[0])
     finally:

@@ -1,7 +1,6 @@
 """A fitted segmenter as one file that runs without this package's Python code."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from fewseg_ext import ops
 from fewseg_ext.data.transforms import normalize
+from fewseg_ext.files import temporary_path
 from fewseg_ext.models.biopt import PrototypeModel, QueryState, SupportState
 from fewseg_ext.models.vpi import VPI
 from fewseg_ext.segmenter import Segmenter, sample_logits
@@ -52,9 +52,10 @@ def export_segmenter(segmenter: Segmenter, path: str | os.PathLike[str], steps: 
     example = torch.zeros(1, 3, segmenter.size, segmenter.size, device=segmenter.device)
     with torch.no_grad():
         program = torch.export.export(Predictor(segmenter, steps).eval(), (example,), strict=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        temporary = Path(folder, path.name)
+    with temporary_path(path.parent) as folder:
+        folder.mkdir()
+        # torch wants the ending.
+        temporary = folder / path.name
         if compiled:
             torch._inductor.aoti_compile_and_package(program, package_path=str(temporary))
         else:
