@@ -129,6 +129,10 @@ def register_autograd(op: str, kernel: Callable[..., Any]) -> None:
         library.impl(op, _without_cuda(op), "CUDA")
 
 
+# What autocast makes of an operator's arguments.
+_autocasts: dict[torch._ops.OpOverload, Callable[[tuple[Any, ...]], tuple[Any, ...]]] = {}
+
+
 def register_autocast(op: str, features: bool = True) -> None:
     """What runs first under ``torch.autocast``: floating tensors become float32, or stay as they are beside float64.
 
@@ -145,13 +149,15 @@ def register_autocast(op: str, features: bool = True) -> None:
             return x
         return x.to(torch.float32) if x.is_floating_point() or x.dtype == torch.bool else x
 
+    _autocasts[overload] = lambda args: tuple(cast(index, x, args[0]) for index, x in enumerate(args))
+
     for backend in ("CPU", "CUDA"):
         key = f"Autocast{backend}"
         keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
         def outside_autocast(*args: Any, _keys: Any = keys) -> Any:
             with torch._C._ExcludeDispatchKeyGuard(_keys):
-                return overload(*(cast(index, x, args[0]) for index, x in enumerate(args)))
+                return overload(*_autocasts[overload](args))
 
         library.impl(op, outside_autocast, key)
 
@@ -241,7 +247,7 @@ def differentiable(function: type[torch.autograd.Function], results: int = 1) ->
 
 
 def checked_late(
-    kernel: Callable[..., Any], with_gradient: Callable[..., Any], check: Callable[..., None], differentiable: int
+    kernel: torch._ops.OpOverload, with_gradient: Callable[..., Any], check: Callable[..., None], differentiable: int
 ) -> Callable[..., Any]:
     """Returns what runs an operator: the kernel alone, or ``with_gradient`` where autograd has to see the call.
 
@@ -256,6 +262,8 @@ def checked_late(
     """
 
     def apply(*args: Any) -> Any:
+        if torch._C._are_functorch_transforms_active() and _is_autocast(args[0]):
+            args = _autocasts[kernel](args)
         if _checks.debug():
             check(*args)
         try:
@@ -285,9 +293,14 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
 
 def through_dispatcher(features: Tensor) -> bool:
     """Whether a public function has to go through ``torch.ops`` instead of calling its autograd Function directly:
-    when it is being traced, and under autocast, whose casts are registered there."""
+    when it is being traced, and under autocast, whose casts are registered there. Under torch.func transforms it
+    cannot, and `checked_late` casts."""
     if torch.compiler.is_compiling():
         return True
+    return _is_autocast(features) and not torch._C._are_functorch_transforms_active()
+
+
+def _is_autocast(features: Any) -> bool:
     # What is no tensor goes on to the checks, which say so.
     return isinstance(features, Tensor) and torch.is_autocast_enabled(features.device.type)
 

@@ -114,3 +114,22 @@ def test_func_through_the_dispatcher_names_the_way_out(sample: Sample) -> None:
     args = sample.arguments()
     with pytest.raises(NotImplementedError, match=f"call fewseg_ext.{sample.name} instead"):
         torch.func.grad(lambda x: results(sample.dispatched(x, *args[1:]))[0].sum())(args[0])
+
+
+@every_sample
+def test_func_grad_under_autocast(sample: Sample) -> None:
+    """The same casts as without the transform, which go another way."""
+    args = sample.arguments(SIZES, torch.bfloat16)
+    for i in sample.differentiable:
+
+        def scalar(x, i=i):
+            value = sample.public(*args[:i], x, *args[i + 1 :])
+            assert all(y.dtype == torch.float32 for y in results(value))
+            return sum(y.pow(2).sum() for y in sample.with_gradient(value))
+
+        leaf = args[i].clone().requires_grad_()
+        with torch.autocast(leaf.device.type, dtype=torch.bfloat16):
+            (expected,) = torch.autograd.grad(scalar(leaf), leaf)
+            got = torch.func.grad(scalar)(args[i])
+        assert got.dtype == torch.bfloat16
+        assert torch.equal(got, expected)
