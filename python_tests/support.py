@@ -1,5 +1,8 @@
 """Helpers that several test files use."""
 
+import os
+from pathlib import Path
+
 from torch import Tensor
 
 
@@ -9,3 +12,8 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     assert actual.shape == expected.shape
     norm = expected.norm().item()
     return (actual - expected).norm().item() / (norm if norm > 1e-12 else 1.0)
+
+
+def resident_memory() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

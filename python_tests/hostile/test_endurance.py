@@ -9,16 +9,11 @@ import fewseg_ext
 from fewseg_ext.training.recipe import parse_arguments
 from fewseg_ext.training.run import run_training
 from readers import model
+from support import resident_memory
 from test_segmenter import photo_and_mask
 from tiny import options, write_photos
 
 ITERATIONS = 2000
-
-
-def resident() -> int:
-    """Of this process, in bytes."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
 
 
 @pytest.mark.slow
@@ -37,7 +32,7 @@ def test_two_thousand_iterations_take_no_more_memory_than_three_hundred(
         value = step(trainer, batch)
         if trainer.iteration % 100 == 0:
             gc.collect()
-            sizes[trainer.iteration] = resident()
+            sizes[trainer.iteration] = resident_memory()
         return value
 
     monkeypatch.setattr(fewseg_ext.training.engine.Trainer, "step", measured)
@@ -59,5 +54,5 @@ def test_a_thousand_photos_take_no_more_memory_than_a_hundred() -> None:
         segmenter.predict(photo_and_mask(number)[0])
         if number % 50 == 49:
             gc.collect()
-            sizes.append(resident())
+            sizes.append(resident_memory())
     assert min(sizes[-2:]) - max(sizes[:2]) < 8e6, sizes

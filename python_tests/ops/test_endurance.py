@@ -1,22 +1,15 @@
 """20,000 calls of every operator, forward and backward: the process does not grow."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 
 from samples import SAMPLES, Sample, results
+from support import resident_memory
 
 CALLS = 20_000
 WARM_UP = 2_000
 # What the allocator may take and keep in the course of them. A leak of as little as 64 bytes a call is 1.2 MB.
 GROWTH = 1_000_000
-
-
-def resident() -> int:
-    """Bytes of memory that this process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.slow
@@ -33,6 +26,6 @@ def test_memory_does_not_grow(sample: Sample, backend: str) -> None:
             torch.autograd.grad(first.sum(), inputs)
 
     call(WARM_UP)
-    before = resident()
+    before = resident_memory()
     call(CALLS)
-    assert resident() - before < GROWTH
+    assert resident_memory() - before < GROWTH
