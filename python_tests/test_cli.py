@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from command_line import run_cli
 from PIL import Image
 
 import fewseg_ext
@@ -12,8 +14,8 @@ from photo_files import two_boxes, write_voc
 FEWSEG = Path(sys.executable).with_name("fewseg")
 
 
-def fewseg(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([FEWSEG, *arguments], capture_output=True, text=True, cwd=cwd, timeout=300)
+def fewseg(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([FEWSEG, *arguments], capture_output=True, text=True, timeout=300)
 
 
 def test_info_prints_what_was_built_and_what_runs() -> None:
@@ -23,9 +25,9 @@ def test_info_prints_what_was_built_and_what_runs() -> None:
         assert expected in result.stdout
 
 
-def test_help_of_every_command_has_an_example() -> None:
-    overview = fewseg("--help")
-    assert overview.returncode == 0
+def test_help_of_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    status, overview, _ = run_cli(capsys, "--help")
+    assert status == 0
     for command in (
         "info",
         "demo",
@@ -38,22 +40,25 @@ def test_help_of_every_command_has_an_example() -> None:
         "segment",
         "serve",
     ):
-        assert command.split()[0] in overview.stdout
-        result = fewseg(*command.split(), "--help")
-        assert result.returncode == 0
-        assert f"Example: fewseg {command}" in result.stdout
+        assert command.split()[0] in overview
+        status, output, _ = run_cli(capsys, *command.split(), "--help")
+        assert status == 0
+        assert f"Example: fewseg {command}" in output
 
 
-def test_bad_usage_exits_with_2() -> None:
-    assert fewseg("no-such-command").returncode == 2
-    assert fewseg("demo", "--no-such-option").returncode == 2
-    assert fewseg("prepare", "coco20i", ".", "--year", "2015").returncode == 2
-    result = fewseg("train", "--config", "laptop/biopt", "--training.learning_rate", "1")
-    assert result.returncode == 2
-    assert "unknown field --training.learning_rate" in " ".join(result.stderr.split())
-    result = fewseg("evaluate", "--dataset", "fss1000", "--root", "photos")
-    assert result.returncode == 2
-    assert "either a checkpoint or a backbone" in result.stderr
+def test_bad_usage_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (
+        ("no-such-command",),
+        ("demo", "--no-such-option"),
+        ("prepare", "coco20i", ".", "--year", "2015"),
+    ):
+        assert run_cli(capsys, *wrong)[0] == 2
+    status, _, errors = run_cli(capsys, "train", "--config", "laptop/biopt", "--training.learning_rate", "1")
+    assert status == 2
+    assert "unknown field --training.learning_rate" in " ".join(errors.split())
+    status, _, errors = run_cli(capsys, "evaluate", "--dataset", "fss1000", "--root", "photos")
+    assert status == 2
+    assert "either a checkpoint or a backbone" in errors
 
 
 def test_a_user_error_is_one_line_without_a_traceback(tmp_path: Path) -> None:
@@ -66,21 +71,23 @@ def test_a_user_error_is_one_line_without_a_traceback(tmp_path: Path) -> None:
     assert (tmp_path / "taken").read_text() == "a file where a folder should go"
 
 
-def test_prepare_prints_a_table_and_names_what_is_missing(tmp_path: Path) -> None:
-    result = fewseg("prepare", "pascal5i", str(tmp_path))
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
-    assert "VOCtrainval_11-May-2012.tar" in result.stderr
+def test_prepare_prints_a_table_and_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, errors = run_cli(capsys, "prepare", "pascal5i", tmp_path)
+    assert status == 1
+    assert "VOCtrainval_11-May-2012.tar" in errors
     write_voc(tmp_path, {"val": {"2008_000001": two_boxes(1, 2)}})
-    result = fewseg("prepare", "pascal5i", str(tmp_path), "--out", str(tmp_path / "out"))
-    assert result.returncode == 0
-    assert "expected" in result.stdout
-    assert "1,448 of the 1,449 names of" in result.stdout
-    assert "WARNING: partial" in result.stdout
+    status, output, _ = run_cli(capsys, "prepare", "pascal5i", tmp_path, "--out", tmp_path / "out")
+    assert status == 0
+    assert "expected" in output
+    assert "1,448 of the 1,449 names of" in output
+    assert "WARNING: partial" in output
     assert (tmp_path / "out" / "index.json").is_file()
 
 
-def test_evaluate_prints_its_protocol(tmp_path: Path) -> None:
+def test_evaluate_prints_its_protocol(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(2):
@@ -89,11 +96,11 @@ def test_evaluate_prints_its_protocol(tmp_path: Path) -> None:
             photo.convert("RGB").save(tmp_path / "photos" / name / f"{i}.jpg")
             photo.save(tmp_path / "photos" / name / f"{i}.png")
     options = ["--dataset", "fss1000", "--root", "photos", "--backbone", "conv4", "--size", "16", "--episodes", "2"]
-    result = fewseg("evaluate", *options, "--seeds", "1", "--multi-scale", "--out", "out", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "2 episodes for each seed of 0; 1-way 1-shot" in result.stdout
-    assert "0.7, 1, 1.3" in " ".join(result.stdout.split())
+    status, output, errors = run_cli(capsys, "evaluate", *options, "--seeds", "1", "--multi-scale", "--out", "out")
+    assert status == 0, errors
+    assert "2 episodes for each seed of 0; 1-way 1-shot" in output
+    assert "0.7, 1, 1.3" in " ".join(output.split())
     assert (tmp_path / "out" / "evaluation.json").is_file()
-    wrong = fewseg("evaluate", "none.ckpt", "--dataset", "fss1000", "--root", "photos", cwd=tmp_path)
-    assert wrong.returncode == 1
-    assert wrong.stderr == "fewseg: checkpoint not found: none.ckpt\n"
+    status, _, errors = run_cli(capsys, "evaluate", "none.ckpt", "--dataset", "fss1000", "--root", "photos")
+    assert status == 1
+    assert errors == "fewseg: checkpoint not found: none.ckpt\n"

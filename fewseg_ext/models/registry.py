@@ -1,5 +1,7 @@
 """Models by name, as checkpoints store them."""
 
+import inspect
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +27,7 @@ def build_model(config: Mapping[str, Any], **overrides: Any) -> PrototypeModel |
         overrides: arguments to replace, for example ``backbone=module`` where the model had one without a name.
 
     Raises:
-        ValueError: an unknown name, or a backbone without a name.
+        ValueError: an unknown name, a backbone without a name, or an argument of another type.
 
     Example:
         >>> from fewseg_ext.models import BiOpt, build_model
@@ -38,7 +40,19 @@ def build_model(config: Mapping[str, Any], **overrides: Any) -> PrototypeModel |
         raise ValueError(f"model: {name!r} is unknown, expected one of {', '.join(MODELS)}")
     if arguments["backbone"] is None:
         raise ValueError("model: its backbone was a module without a name; pass backbone=module")
+    _check_types(MODELS[name], arguments)
     return MODELS[name](**arguments)
+
+
+def _check_types(model: type, arguments: Mapping[str, Any]) -> None:
+    """What nothing else looks at before the model runs: 0.1 steps, or a text where a yes or no is expected."""
+    expected = inspect.signature(model).parameters
+    for name, value in arguments.items():
+        # Of an unknown name the constructor tells.
+        kind = expected[name].annotation if name in expected else object
+        fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+        if not fits or (isinstance(value, bool) and kind not in (bool, object)):
+            raise ValueError(f"model: {name} is to be {getattr(kind, '__name__', kind)}, got {reprlib.repr(value)}")
 
 
 def restore_model(config: Mapping[str, Any], weights: Mapping[str, Any]) -> PrototypeModel | VPI:

@@ -282,8 +282,8 @@ run: {save_every: 2}
 beside: {5shot: {training: {batch_size: 1}}}
 """
 TRAIN = (
-    "--config laptop/biopt --model.inner_steps 1 --data.name folder --data.size 32 --training.batch_size 1 "
-    "--training.iterations 1 --run.validate_every 1 --run.validation_episodes 1"
+    "--config laptop/biopt --model.inner_steps 1 --data.name folder --data.size 32 --data.validation_classes 1 "
+    "--training.batch_size 1 --training.iterations 1 --run.validate_every 1 --run.validation_episodes 1"
 )
 
 

@@ -3,7 +3,6 @@
 import io
 import os
 import shutil
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import IO
 import numpy as np
 import pytest
 import torchvision.datasets.utils
+from command_line import run_cli
 from PIL import Image
 
-from fewseg_ext import cli
 from fewseg_ext.data.folder import open_folder
 from fewseg_ext.data.prepare.coco20i import prepare_coco20i
 from fewseg_ext.data.prepare.download import download_coco
@@ -29,21 +28,6 @@ from test_segmenter import photo_and_mask
 
 # Markup of rich, formulas of matplotlib, text in no encoding, an escape sequence, a name as long as there can be.
 STRANGE = ("[bold]", "[red]x", "$\\frac{1$ and $", "a\nb", "\x1b[31mred", os.fsdecode(b"\xff\xfe"), "x" * 240, "..x")
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """`fewseg` in this process: exit status, output and errors."""
-    before = sys.argv
-    sys.argv = ["fewseg", *map(str, arguments)]
-    try:
-        cli.main()
-        status = 0
-    except SystemExit as error:
-        status = int(error.code or 0)
-    finally:
-        sys.argv = before
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 @pytest.fixture
@@ -79,7 +63,7 @@ def test_strange_names_of_photos(tmp_path: Path, checkpoint: Path, capsys: pytes
     support = class_folders(tmp_path / "support", ("a",)) / "a"
     before = contents(tmp_path)
     arguments = ["--support", f"{support / '0.jpg'}:{support / '0.png'}", "--query", photos, "--out", tmp_path / "out"]
-    status, output, errors = run(
+    status, output, errors = run_cli(
         capsys, "segment", "--checkpoint", checkpoint, "--size", 32, *arguments, "--coco", "--labelme"
     )
     assert (status, errors) == (0, "")
@@ -92,7 +76,7 @@ def test_strange_names_of_photos(tmp_path: Path, checkpoint: Path, capsys: pytes
 def test_strange_names_of_classes(tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = class_folders(tmp_path / "photos", tuple(name for name in STRANGE if name != "..x"))
     before = contents(tmp_path)
-    status, output, errors = run(
+    status, output, errors = run_cli(
         capsys,
         *("evaluate", checkpoint, "--dataset", "folder", "--root", root, "--size", 32, "--episodes", 4),
         *("--seeds", 1, "--out", tmp_path / "out"),
@@ -192,7 +176,7 @@ def test_journals_are_not_written_through_links(
     ]
     for name in ("masks", "progress.jsonl"):
         (out / name).symlink_to(outside / "precious.txt" if name != "masks" else outside)
-        status, _, errors = run(capsys, *arguments)
+        status, _, errors = run_cli(capsys, *arguments)
         assert status == 1
         assert len(errors.splitlines()) == 1
         assert "link" in errors

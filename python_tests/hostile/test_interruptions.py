@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import run_cli
 from PIL import Image
-from test_hostile_names import class_folders, run
+from test_hostile_names import class_folders
 
 from fewseg_ext.data.synthetic import SyntheticConfig
 from fewseg_ext.demo import run_demo
@@ -98,7 +99,7 @@ def interrupted(
     alarm = signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), number))
     signal.setitimer(signal.ITIMER_REAL, after)
     try:
-        return run(capsys, *command.arguments)
+        return run_cli(capsys, *command.arguments)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, alarm)
@@ -128,7 +129,7 @@ def interrupt_and_go_on(
     rng = random.Random(seed)
     command = make_command(name, folder)
     start = time.perf_counter()
-    status, _, errors = run(capsys, *command.arguments)
+    status, _, errors = run_cli(capsys, *command.arguments)
     length = time.perf_counter() - start
     assert (status, errors) == (0, "")
     expected = command.result(command.out)
@@ -147,7 +148,7 @@ def interrupt_and_go_on(
         if status == 0 or rng.random() < 0.3:
             # From the beginning again.
             shutil.rmtree(command.out, ignore_errors=True)
-    status, _, errors = run(capsys, *command.arguments)
+    status, _, errors = run_cli(capsys, *command.arguments)
     assert (status, errors) == (0, "")
     assert command.result(command.out) == expected
     check_whole(command.out)

@@ -317,6 +317,9 @@ def test_a_model_with_a_module_is_rebuilt_with_one() -> None:
     assert (again.inner_steps, again.init) == (2, "support")
     with pytest.raises(ValueError, match="'Biopt' is unknown, expected one of BiOpt"):
         build_model({**model.config, "name": "Biopt"})
+    for wrong in ({"inner_steps": 0.5}, {"second_order": "no"}, {"inner_lr": True}, {"scale": "20"}, {"init": None}):
+        with pytest.raises(ValueError, match=f"model: {next(iter(wrong))} is to be (int|bool|float|str), got"):
+            build_model({**BiOpt("conv4").config, **wrong})
 
 
 @pytest.mark.parametrize(

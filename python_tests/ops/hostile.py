@@ -165,17 +165,24 @@ def distance(actual: Tensor, wanted: Tensor) -> tuple[float, float]:
 
 
 def rounding_of(sample: Sample, args: list[Any], argument: int) -> float:
-    """How far a gradient of a cosine may be off by rounding alone, whatever is left of it after the projection.
+    """How far a gradient may be off by rounding alone, where it is a difference of which little is left.
 
-    The gradient to a vector v is something divided by |v|, minus its part along v; with one channel that is all of it.
+    Of a cosine: the gradient to a vector v is something divided by |v|, minus its part along v; with one channel that
+    is all of it. Of aggregated Gaussians: that to a variance v has (mean of all - mean) / v in it; both the operator
+    and the reference compute it in double.
     """
+    if sample.name in ("gaussian_aggregate", "sample_prototypes") and argument == 1:
+        mean, variance = (x.double().nan_to_num(1, 1, 1) for x in args[:2])
+        largest = (mean.abs().max() / variance.clamp(min=reference.LEAST_VARIANCE).min()).item() if mean.numel() else 0
+        return 1000 * torch.finfo(torch.float64).eps * largest
     if not sample.name.startswith(("cosine", "inner")):
         return 0.0
     vectors = args[argument].double()
     lengths = vectors.norm(dim=1 if argument == 0 else 2)
     shortest = lengths[lengths > reference.ZERO_NORM].min().item() if (lengths > reference.ZERO_NORM).any() else 1.0
     epsilon = torch.finfo(torch.float64 if args[0].dtype == torch.float64 else torch.float32).eps
-    return 1000 * epsilon * vectors.numel() ** 0.5 / shortest
+    summed = args[2][0].numel() if sample.variant == "sum" else 1
+    return 1000 * epsilon * summed * vectors.numel() ** 0.5 / shortest
 
 
 def assert_right(sample: Sample, args: list[Any], got: list[Tensor]) -> None:
@@ -186,13 +193,15 @@ def assert_right(sample: Sample, args: list[Any], got: list[Tensor]) -> None:
     """
     expected = value_and_gradients(sample.reference, sample, in_float64(args))
     own = len(got) - len(sample.differentiable)
+    finite = all(x.isfinite().all() for x in args if torch.is_tensor(x))
     plain = None
     for i, (actual, exact) in enumerate(zip(got, expected, strict=True)):
-        if sample.name.startswith(("cosine_logits", "gaussian", "sample")):
-            # Elsewhere a NaN may count with weight 0, which the reference takes for NaN too.
+        if not finite and sample.name.startswith(("cosine_logits", "gaussian", "sample")):
+            # Elsewhere a NaN may count with weight 0, which the reference takes for NaN too. Of finite numbers the
+            # reference makes NaN where something on the way has overflowed that the operator does not need.
             assert not (exact.isnan() & actual.isfinite()).any(), f"result {i} has a number where there is none"
         error, length = distance(actual, exact.to(actual.dtype))
-        if error <= 1e-36:  # the softmaxes end at 1e-38
+        if error <= 1e-33:  # the softmaxes end at 1e-38, and up to 200 x 200 of them are summed
             continue
         if error <= TOLERANCE[actual.dtype] * length:
             continue
@@ -233,7 +242,7 @@ def scaled(sample: Sample, args: list[Any], factors: list[float]) -> list[Any]:
         if torch.is_tensor(args[i]) and args[i].is_floating_point():
             args[i] = (args[i].double() * factors[i]).to(args[i].dtype)
     if sample.name == "inner_opt":
-        args[4] = min(args[4] * factors[1] ** 2, 1e300)
+        args[4] *= min(factors[1], 1e150) ** 2
     return args
 
 
