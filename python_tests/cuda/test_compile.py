@@ -76,9 +76,12 @@ def compile_all(folder: Path, architecture: str, include: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> str:
-    include = Path(torch.__file__).parent / "include"
-    return compile_all(tmp_path_factory.mktemp("cubin"), "90", include)
+def log() -> str:
+    """What nvcc said when the installed library was built; see cmake/keep_output.sh."""
+    objects = "*/CMakeFiles/fewseg_ops_cuda.dir/csrc/cuda"
+    texts = {source.name: list((ROOT / "build").glob(f"{objects}/{source.name}.o.log")) for source in SOURCES}
+    assert all(texts.values()), "build with -C cmake.define.FEWSEG_BUILD_TESTS=ON, as `make setup` does"
+    return "\n".join(max(logs, key=lambda path: path.stat().st_mtime).read_text() for logs in texts.values())
 
 
 def usage(log: str) -> dict[str, dict[str, int]]:
@@ -104,6 +107,8 @@ def test_no_warnings(log: str) -> None:
 
 
 def test_every_kernel_has_a_budget_and_keeps_it(log: str) -> None:
+    if "for 'sm_90'" not in log:
+        pytest.skip("the budgets are sm_90's, and this build is for another GPU")
     kernels = usage(log)
     assert kernels.keys() == REGISTERS.keys()
     for name, kernel in kernels.items():
