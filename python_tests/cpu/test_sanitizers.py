@@ -81,4 +81,5 @@ def test_races_are_noticed(threads: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("name", USABLE)
 def test_op_tests_under_thread_sanitizer(threads: dict[str, str], name: str) -> None:
-    run_op_tests({**threads, "FEWSEG_CPU_ISA": name}, f"not ({LEFT_OUT})")
+    # It follows no threads that a forked process starts.
+    run_op_tests({**threads, "FEWSEG_CPU_ISA": name}, f"not ({LEFT_OUT} or data_loader)")

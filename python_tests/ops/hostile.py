@@ -177,12 +177,20 @@ def rounding_of(sample: Sample, args: list[Any], argument: int) -> float:
         return 1000 * torch.finfo(torch.float64).eps * largest
     if not sample.name.startswith(("cosine", "inner")):
         return 0.0
-    vectors = args[argument].double()
-    lengths = vectors.norm(dim=1 if argument == 0 else 2)
-    shortest = lengths[lengths > reference.ZERO_NORM].min().item() if (lengths > reference.ZERO_NORM).any() else 1.0
+
+    def shortest(vectors: Tensor, dim: int) -> float:
+        lengths = vectors.double().norm(dim=dim)
+        lengths = lengths[lengths > reference.ZERO_NORM]
+        return lengths.min().item() if len(lengths) else 1.0
+
     epsilon = torch.finfo(torch.float64 if args[0].dtype == torch.float64 else torch.float32).eps
-    summed = args[2][0].numel() if sample.variant == "sum" else 1
-    return 1000 * epsilon * summed * vectors.numel() ** 0.5 / shortest
+    unit = 1000 * epsilon * args[argument].numel() ** 0.5 / shortest(args[argument], dim=1 if argument == 0 else 2)
+    if sample.variant == "sum":
+        unit *= args[2][0].numel()
+    if sample.name == "inner_opt" and argument == 0:
+        # A step moves the prototypes by lr / |p|.
+        unit *= 1 + args[4] / shortest(args[1], dim=2)
+    return unit
 
 
 def assert_right(sample: Sample, args: list[Any], got: list[Tensor]) -> None:
