@@ -184,13 +184,14 @@ def rounding_of(sample: Sample, args: list[Any], argument: int) -> float:
         return lengths.min().item() if len(lengths) else 1.0
 
     epsilon = torch.finfo(torch.float64 if args[0].dtype == torch.float64 else torch.float32).eps
-    unit = 1000 * epsilon * args[argument].numel() ** 0.5 / shortest(args[argument], dim=1 if argument == 0 else 2)
+    length = shortest(args[argument], dim=1 if argument == 0 else 2)
+    size = 1 / length
     if sample.variant == "sum":
-        unit *= args[2][0].numel()
-    if sample.name == "inner_opt" and argument == 0:
-        # A step moves the prototypes by lr / |p|.
-        unit *= 1 + args[4] / shortest(args[1], dim=2)
-    return unit
+        size *= args[2][0].numel()
+    if sample.name == "inner_opt":
+        # A step moves the prototypes by lr / |p|, of which the derivative is lr / |p|^2.
+        size = size * (1 + args[4] / shortest(args[1], dim=2)) if argument == 0 else 1 + args[4] / length**2
+    return 1000 * epsilon * args[argument].numel() ** 0.5 * size
 
 
 def assert_right(sample: Sample, args: list[Any], got: list[Tensor]) -> None:
@@ -201,6 +202,7 @@ def assert_right(sample: Sample, args: list[Any], got: list[Tensor]) -> None:
     """
     expected = value_and_gradients(sample.reference, sample, in_float64(args))
     own = len(got) - len(sample.differentiable)
+    accumulator = torch.float64 if args[0].dtype == torch.float64 else torch.float32
     finite = all(x.isfinite().all() for x in args if torch.is_tensor(x))
     plain = None
     for i, (actual, exact) in enumerate(zip(got, expected, strict=True)):
@@ -215,8 +217,9 @@ def assert_right(sample: Sample, args: list[Any], got: list[Tensor]) -> None:
             continue
         if i >= own and error <= rounding_of(sample, args, sample.differentiable[i - own]):
             continue
+        if sample.name == "mc_uncertainty" and i < own and error <= TOLERANCE[accumulator] * actual.numel() ** 0.5:
+            continue  # differences of numbers of about 1: next to nothing is left where all samples are alike
         if plain is None:
-            accumulator = torch.float64 if args[0].dtype == torch.float64 else torch.float32
             narrow = [x.to(accumulator) if torch.is_tensor(x) and x.is_floating_point() else x for x in args]
             plain = value_and_gradients(sample.reference, sample, narrow)
         noise, _ = distance(plain[i], exact)
