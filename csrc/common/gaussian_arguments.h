@@ -42,24 +42,10 @@ inline Weighting weighting_of(const char* op, const std::string& mean, const std
   return {is_precise(op, "mean_weighting", mean), is_precise(op, "variance_weighting", variance)};
 }
 
-// The dtype of the arithmetic's inputs, and of the result: the wider of the two.
-struct GaussianTypes {
-  ScalarType accumulator, result;
-
-  GaussianTypes(const Tensor& mean, const Tensor& variance)
-      : accumulator(accumulator_type(mean.scalar_type())),
-        result(variance.scalar_type() == accumulator ? accumulator : mean.scalar_type()) {}
-};
-
 // Calls f with a value of the accumulator type.
 template <class F>
 void dispatch_gaussian(const char* op, const Tensor& mean, const F& f) {
   dispatch_floating(mean.scalar_type(), op, "mean", [&](auto storage) { f(Accumulator<decltype(storage)>{}); });
-}
-
-// A contiguous copy in the arithmetic's dtype, or the tensor itself.
-inline Tensor plain(const Tensor& tensor, ScalarType type) {
-  return as_contiguous(with_dtype(tensor, type));
 }
 
 }  // namespace fewseg

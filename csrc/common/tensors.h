@@ -91,6 +91,17 @@ inline Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
+// The numbers of a tensor as the loops read them: contiguous and of that type; a copy only where they are not yet.
+inline Tensor plain(const Tensor& tensor, ScalarType type) {
+  return as_contiguous(with_dtype(tensor, type));
+}
+
+// The result's dtype: that of the features, or of what stands beside them where that is wider (check_dtype_beside).
+inline ScalarType result_type(const Tensor& features, const Tensor& beside) {
+  const ScalarType accumulator = accumulator_type(features.scalar_type());
+  return beside.scalar_type() == accumulator ? accumulator : features.scalar_type();
+}
+
 inline int32_t shim_dtype(ScalarType type) {
   switch (type) {
     case ScalarType::Double:

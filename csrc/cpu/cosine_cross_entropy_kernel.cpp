@@ -172,7 +172,7 @@ std::tuple<Tensor, Tensor, Tensor> cosine_cross_entropy_forward(const Tensor& fe
   const Divisor kind = loss_divisor(kOp, reduction);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
-  const Tensor plain_prototypes = as_contiguous(with_dtype(prototypes, accumulator));
+  const Tensor plain_prototypes = plain(prototypes, accumulator);
   const Tensor plain_target = as_contiguous(target);
   std::vector<int64_t> size;
   if (kind == Divisor::task) size.push_back(map.batch);
@@ -183,8 +183,7 @@ std::tuple<Tensor, Tensor, Tensor> cosine_cross_entropy_forward(const Tensor& fe
     forward<decltype(storage)>(map, plain_prototypes, plain_target, scale, ignore_index, kind, loss, cosine,
                                inverse_norm);
   });
-  const bool keep = prototypes.scalar_type() == accumulator;
-  return {keep ? loss : with_dtype(loss, type), cosine, inverse_norm};
+  return {with_dtype(loss, result_type(features, prototypes)), cosine, inverse_norm};
 }
 
 Tensor cosine_cross_entropy(const Tensor& features, const Tensor& prototypes, const Tensor& target, double scale,
@@ -204,8 +203,8 @@ std::tuple<Tensor, Tensor> cosine_cross_entropy_backward(const Tensor& gradient,
               kind == Divisor::task ? std::vector<int64_t>{features.size(0)} : std::vector<int64_t>{});
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
-  const Tensor plain_gradient = as_contiguous(with_dtype(gradient, accumulator));
-  const Tensor plain_prototypes = as_contiguous(with_dtype(prototypes, accumulator));
+  const Tensor plain_gradient = plain(gradient, accumulator);
+  const Tensor plain_prototypes = plain(prototypes, accumulator);
   const Tensor plain_target = as_contiguous(target);
   const int64_t K = prototypes.size(1);
   Tensor d_features = needs_features ? map.empty_like() : make(features, {0}, type);

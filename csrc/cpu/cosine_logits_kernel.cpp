@@ -15,7 +15,7 @@ std::tuple<Tensor, Tensor, Tensor> cosine_logits_forward(const Tensor& features,
   check_finite(kOp, "scale", scale);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
-  const Tensor plain_prototypes = as_contiguous(with_dtype(prototypes, accumulator));
+  const Tensor plain_prototypes = plain(prototypes, accumulator);
   const int64_t K = prototypes.size(1);
   Tensor logits = make(features, {map.batch, K, map.height, map.width}, accumulator);
   Tensor cosine = make(features, {map.batch, K, map.pixels}, accumulator);
@@ -29,8 +29,7 @@ std::tuple<Tensor, Tensor, Tensor> cosine_logits_forward(const Tensor& features,
     A* to = mutable_data<A>(logits);
     for (int64_t i = 0; i < map.batch * K * map.pixels; ++i) to[i] = A(scale) * from[i];
   });
-  const bool keep = prototypes.scalar_type() == accumulator;
-  return {keep ? logits : with_dtype(logits, type), cosine, inverse_norm};
+  return {with_dtype(logits, result_type(features, prototypes)), cosine, inverse_norm};
 }
 
 Tensor cosine_logits(const Tensor& features, const Tensor& prototypes, double scale) {
@@ -46,8 +45,8 @@ std::tuple<Tensor, Tensor> cosine_logits_backward(const Tensor& gradient, const 
               {features.size(0), prototypes.size(1), features.size(2), features.size(3)});
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
-  const Tensor plain_gradient = as_contiguous(with_dtype(gradient, accumulator));
-  const Tensor plain_prototypes = as_contiguous(with_dtype(prototypes, accumulator));
+  const Tensor plain_gradient = plain(gradient, accumulator);
+  const Tensor plain_prototypes = plain(prototypes, accumulator);
   const int64_t K = prototypes.size(1);
   Tensor d_features = needs_features ? map.empty_like() : make(features, {0}, type);
   Tensor d_prototypes = make(features, {needs_prototypes ? map.batch : 0, K, map.channels}, accumulator);

@@ -187,7 +187,7 @@ Tensor run_forward(const Tensor& features, const Tensor& prototypes, const Tenso
                    const InnerOptSettings& settings, Saved* saved) {
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
-  const Tensor plain_prototypes = as_contiguous(with_dtype(prototypes, accumulator));
+  const Tensor plain_prototypes = plain(prototypes, accumulator);
   const Tensor plain_target = as_contiguous(target);
   const int64_t B = map.batch, T = settings.steps, K = settings.classes, C = map.channels, N = map.pixels;
   Tensor result = make(features, {B, K, C}, accumulator);
@@ -199,8 +199,7 @@ Tensor run_forward(const Tensor& features, const Tensor& prototypes, const Tenso
   dispatch_floating(type, kOp, "features", [&](auto storage) {
     forward<decltype(storage)>(map, plain_prototypes, plain_target, settings, result, saved);
   });
-  // The result has the wider of the two floating types; the accumulator is never narrower than either.
-  return prototypes.scalar_type() == accumulator ? result : with_dtype(result, type);
+  return with_dtype(result, result_type(features, prototypes));
 }
 
 Tensor inner_opt(const Tensor& features, const Tensor& prototypes, const Tensor& target, int64_t steps, double lr,
@@ -267,7 +266,7 @@ std::tuple<Tensor, Tensor> inner_opt_backward(const Tensor& gradient, const Tens
   const FeatureMap map(features);
   const InnerOptSettings settings{trajectory.size(1), gradient.size(1), ignore_index, lr, scale, reduction == "mean"};
   const Saved saved{as_contiguous(trajectory), as_contiguous(h), as_contiguous(cosine)};
-  const Tensor plain_gradient = as_contiguous(with_dtype(gradient, accumulator));
+  const Tensor plain_gradient = plain(gradient, accumulator);
   const Tensor plain_target = as_contiguous(target);
   Tensor d_prototypes = make(features, {map.batch, settings.classes, map.channels}, accumulator);
   Tensor d_features = needs_features ? map.empty_like() : make(features, {0}, type);

@@ -140,9 +140,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_avg_pool_forward(const Tensor& feature
   dispatch_floating(type, kOp, "features", [&](auto storage) {
     forward<decltype(storage)>(map, plain_masks, eps, resize, prototypes, weights, inverse_mass);
   });
-  // The result has the wider of the two floating types; the accumulator is never narrower than either.
-  const bool keep = masks.scalar_type() == accumulator;
-  return {keep ? prototypes : with_dtype(prototypes, type), weights, inverse_mass};
+  return {with_dtype(prototypes, result_type(features, masks)), weights, inverse_mass};
 }
 
 Tensor masked_avg_pool(const Tensor& features, const Tensor& masks, double eps, const std::string& resize) {
@@ -157,7 +155,7 @@ std::tuple<Tensor, Tensor> masked_avg_pool_backward(const Tensor& gradient, cons
   const FeatureMap map(features);
   const int64_t classes = weights.size(1);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
-  const Tensor plain_gradient = as_contiguous(with_dtype(gradient, accumulator));
+  const Tensor plain_gradient = plain(gradient, accumulator);
   Tensor d_features = needs_features ? map.empty_like() : make(features, {0}, type);
   Tensor d_masks = make(features, {needs_masks ? map.batch : 0, classes, mask_h, mask_w}, accumulator);
   dispatch_floating(type, kOp, "features", [&](auto storage) {

@@ -9,7 +9,7 @@ constexpr const char* kOp = "fewseg::mc_average";
 Tensor mc_average(const Tensor& logits, const std::optional<std::vector<int64_t>>& size) {
   const MonteCarloSizes sizes(kOp, logits, size);
   const ScalarType type = accumulator_type(logits.scalar_type());
-  const Tensor plain_logits = as_contiguous(with_dtype(logits, type));
+  const Tensor plain_logits = plain(logits, type);
   Tensor probabilities = make(logits, {sizes.tasks, sizes.classes, sizes.h, sizes.w}, type);
   dispatch_floating(type, kOp, "logits", [&](auto storage) {
     using A = Accumulator<decltype(storage)>;

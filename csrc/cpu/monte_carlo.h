@@ -155,8 +155,8 @@ inline Tensor monte_carlo_backward(const char* op, const Tensor& gradient, const
   const MonteCarloSizes sizes(op, logits, std::vector<int64_t>{gradient.size(2), gradient.size(3)});
   check_sizes(op, "gradient", gradient, logits, {sizes.tasks, sizes.classes, sizes.h, sizes.w});
   const ScalarType type = accumulator_type(logits.scalar_type());
-  const Tensor plain_logits = as_contiguous(with_dtype(logits, type));
-  const Tensor plain_gradient = as_contiguous(with_dtype(gradient, type));
+  const Tensor plain_logits = plain(logits, type);
+  const Tensor plain_gradient = plain(gradient, type);
   Tensor d_logits = make(logits, {sizes.tasks, sizes.samples, sizes.classes, sizes.H, sizes.W}, type);
   dispatch_floating(type, op, "logits", [&](auto storage) {
     using A = Accumulator<decltype(storage)>;

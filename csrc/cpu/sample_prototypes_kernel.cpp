@@ -19,10 +19,10 @@ Tensor sample_prototypes(const Tensor& mean, const Tensor& variance, int64_t num
   check_gaussians(kOp, mean, variance, /*shots=*/true);
   check_noise(kOp, mean, num_samples, key);
   const Samples sizes{mean.size(0), num_samples, mean.size(2)};
-  const GaussianTypes types(mean, variance);
-  const Tensor means = plain(mean, types.accumulator), variances = plain(variance, types.accumulator);
+  const ScalarType type = accumulator_type(mean.scalar_type());
+  const Tensor means = plain(mean, type), variances = plain(variance, type);
   const Tensor plain_key = as_contiguous(key);
-  Tensor z = make(mean, {sizes.tasks, sizes.samples, sizes.channels}, types.accumulator);
+  Tensor z = make(mean, {sizes.tasks, sizes.samples, sizes.channels}, type);
   dispatch_gaussian(kOp, mean, [&](auto accumulator) {
     using A = decltype(accumulator);
     const auto gaussian_of = [&](int64_t task, int64_t c) {
@@ -30,7 +30,7 @@ Tensor sample_prototypes(const Tensor& mean, const Tensor& variance, int64_t num
     };
     draw_samples(sizes, data<int64_t>(plain_key), gaussian_of, mutable_data<A>(z));
   });
-  return with_dtype(z, types.result);
+  return with_dtype(z, result_type(mean, variance));
 }
 
 std::tuple<Tensor, Tensor> sample_prototypes_backward(const Tensor& gradient, const Tensor& mean,

@@ -121,13 +121,13 @@ Tensor tiled_conv2d(const Tensor& features, const Tensor& z, const Tensor& weigh
   const ScalarType type = tiled_conv2d_type(features, z, weight, bias), accumulator = accumulator_type(type);
   const FeatureMap map(features);
   const Tensor base = convolve(map.tensor, weight, sizes, type, map.channels_last);
-  const Tensor z_taps = taps_of_z(weight, sizes, accumulator), plain_z = as_contiguous(with_dtype(z, accumulator));
+  const Tensor z_taps = taps_of_z(weight, sizes, accumulator), plain_z = plain(z, accumulator);
   const Classes rows(sizes.rows), columns(sizes.columns);
   Tensor result = make_map(features, sizes.samples(), sizes, type, map.channels_last);
   dispatch_floating(type, kOp, "features", [&](auto storage) {
     using S = decltype(storage);
     using A = Accumulator<S>;
-    const Tensor plain_bias = bias ? as_contiguous(with_dtype(*bias, accumulator)) : plain_z;
+    const Tensor plain_bias = bias ? plain(*bias, accumulator) : plain_z;
     const auto table = z_table<A>(sizes, rows, columns, plain_z, z_taps, bias ? data<A>(plain_bias) : nullptr);
     add_table<S>(sizes, rows, columns, table, data<S>(base), map.channels_last, mutable_data<S>(result));
   });
@@ -251,7 +251,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tiled_conv2d_backward(const Tensor& g
   const ScalarType type = gradient.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
   const FeatureMap d_result(torch::stable::reshape(gradient, {sizes.samples(), sizes.O, sizes.h, sizes.w}));
-  const Tensor z_taps = taps_of_z(weight, sizes, accumulator), plain_z = as_contiguous(with_dtype(z, accumulator));
+  const Tensor z_taps = taps_of_z(weight, sizes, accumulator), plain_z = plain(z, accumulator);
 
   Tensor d_features = needs_features ? map.empty_like() : make(features, {0}, features.scalar_type());
   Tensor d_z = make(features, {needs_z ? sizes.B : 0, sizes.L, sizes.D}, accumulator);

@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor> cosine_cross_entropy_forward(const Tensor& fe
   const OnDevice device(features);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
-  const Tensor plain_prototypes = as_contiguous(with_dtype(prototypes, accumulator));
+  const Tensor plain_prototypes = plain(prototypes, accumulator);
   const int64_t K = prototypes.size(1), h = target.size(1);
   const bool per_task = divisor == Divisor::task;
   Tensor loss = make(features, per_task ? std::vector<int64_t>{map.batch} : std::vector<int64_t>{}, accumulator);
@@ -47,8 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> cosine_cross_entropy_forward(const Tensor& fe
     run(device, sum_rows_kernel<A>, plan_rows<double>(1), data<double>(row_loss), map.batch, h, !per_task,
         mutable_data<A>(loss));
   });
-  const bool keep = prototypes.scalar_type() == accumulator;
-  return {keep ? loss : with_dtype(loss, type), cosine, inverse_norm};
+  return {with_dtype(loss, result_type(features, prototypes)), cosine, inverse_norm};
 }
 
 Tensor cosine_cross_entropy(const Tensor& features, const Tensor& prototypes, const Tensor& target, double scale,
@@ -69,8 +68,8 @@ std::tuple<Tensor, Tensor> cosine_cross_entropy_backward(const Tensor& gradient,
   const OnDevice device(features);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
-  const Tensor plain_gradient = as_contiguous(with_dtype(gradient, accumulator));
-  const Tensor plain_prototypes = as_contiguous(with_dtype(prototypes, accumulator));
+  const Tensor plain_gradient = plain(gradient, accumulator);
+  const Tensor plain_prototypes = plain(prototypes, accumulator);
   const int64_t K = prototypes.size(1), w = target.size(2), planes = map.batch * K;
   Tensor d_features = needs_features ? map.empty_like() : make(features, {0}, type);
   Tensor d_prototypes = make(features, {needs_prototypes ? map.batch : 0, K, map.channels}, accumulator);

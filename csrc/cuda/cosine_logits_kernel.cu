@@ -16,7 +16,7 @@ std::tuple<Tensor, Tensor, Tensor> cosine_logits_forward(const Tensor& features,
   const OnDevice device(features);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
-  const Tensor plain_prototypes = as_contiguous(with_dtype(prototypes, accumulator));
+  const Tensor plain_prototypes = plain(prototypes, accumulator);
   const int64_t K = prototypes.size(1), count = map.batch * K * map.pixels;
   Tensor logits = make(features, {map.batch, K, map.height, map.width}, accumulator);
   Tensor cosine = make(features, {map.batch, K, map.pixels}, accumulator);
@@ -28,8 +28,7 @@ std::tuple<Tensor, Tensor, Tensor> cosine_logits_forward(const Tensor& features,
     run_cosines<S>(device, map, data<A>(unit.unit), K, mutable_data<A>(inverse_norm), mutable_data<A>(cosine));
     run(device, scale_kernel<A>, plan_elements(count), data<A>(cosine), scale, count, mutable_data<A>(logits));
   });
-  const bool keep = prototypes.scalar_type() == accumulator;
-  return {keep ? logits : with_dtype(logits, type), cosine, inverse_norm};
+  return {with_dtype(logits, result_type(features, prototypes)), cosine, inverse_norm};
 }
 
 Tensor cosine_logits(const Tensor& features, const Tensor& prototypes, double scale) {
@@ -46,8 +45,8 @@ std::tuple<Tensor, Tensor> cosine_logits_backward(const Tensor& gradient, const 
   const OnDevice device(features);
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
-  const Tensor plain_gradient = as_contiguous(with_dtype(gradient, accumulator));
-  const Tensor plain_prototypes = as_contiguous(with_dtype(prototypes, accumulator));
+  const Tensor plain_gradient = plain(gradient, accumulator);
+  const Tensor plain_prototypes = plain(prototypes, accumulator);
   const int64_t K = prototypes.size(1);
   Tensor d_features = needs_features ? map.empty_like() : make(features, {0}, type);
   Tensor d_prototypes = make(features, {needs_prototypes ? map.batch : 0, K, map.channels}, accumulator);

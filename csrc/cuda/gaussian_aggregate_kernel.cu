@@ -21,17 +21,18 @@ std::tuple<Tensor, Tensor> gaussian_aggregate(const Tensor& mean, const Tensor& 
   check_gaussians(kOp, mean, variance, /*shots=*/true);
   const Weighting weighting = weighting_of(kOp, mean_weighting, variance_weighting);
   const OnDevice device(mean);
-  const GaussianTypes types(mean, variance);
-  const Tensor means = plain(mean, types.accumulator), variances = plain(variance, types.accumulator);
+  const ScalarType type = accumulator_type(mean.scalar_type());
+  const Tensor means = plain(mean, type), variances = plain(variance, type);
   const int64_t count = mean.size(0) * mean.size(2);
-  Tensor out_mean = make(mean, {mean.size(0), mean.size(2)}, types.accumulator);
-  Tensor out_variance = make(mean, {mean.size(0), mean.size(2)}, types.accumulator);
+  Tensor out_mean = make(mean, {mean.size(0), mean.size(2)}, type);
+  Tensor out_variance = make(mean, {mean.size(0), mean.size(2)}, type);
   dispatch_gaussian(kOp, mean, [&](auto accumulator) {
     using A = decltype(accumulator);
     run(device, gaussian_aggregate_kernel<A>, plan_elements(count), shots_of<A>(means, variances), weighting,
         mutable_data<A>(out_mean), mutable_data<A>(out_variance));
   });
-  return {with_dtype(out_mean, types.result), with_dtype(out_variance, types.result)};
+  const ScalarType result = result_type(mean, variance);
+  return {with_dtype(out_mean, result), with_dtype(out_variance, result)};
 }
 
 std::tuple<Tensor, Tensor> gaussian_aggregate_backward(const Tensor& d_mean, const Tensor& d_variance,

@@ -16,17 +16,17 @@ Tensor gaussian_sample(const Tensor& mean, const Tensor& variance, int64_t num_s
   check_noise(kOp, mean, num_samples, key);
   const OnDevice device(mean);
   const int64_t tasks = mean.size(0), channels = mean.size(1);
-  const GaussianTypes types(mean, variance);
-  const Tensor means = plain(mean, types.accumulator), variances = plain(variance, types.accumulator);
+  const ScalarType type = accumulator_type(mean.scalar_type());
+  const Tensor means = plain(mean, type), variances = plain(variance, type);
   const Tensor plain_key = as_contiguous(key);
-  Tensor z = make(mean, {tasks, num_samples, channels}, types.accumulator);
+  Tensor z = make(mean, {tasks, num_samples, channels}, type);
   dispatch_gaussian(kOp, mean, [&](auto accumulator) {
     using A = decltype(accumulator);
     const DeviceGaussians<A> from{data<A>(means), data<A>(variances), tasks, channels};
     run(device, gaussian_sample_kernel<DeviceGaussians<A>, A>, plan_noise(tasks, num_samples, channels), from,
         num_samples, data<int64_t>(plain_key), mutable_data<A>(z));
   });
-  return with_dtype(z, types.result);
+  return with_dtype(z, result_type(mean, variance));
 }
 
 std::tuple<Tensor, Tensor> gaussian_sample_backward(const Tensor& gradient, const Tensor& variance, const Tensor& key) {

@@ -201,8 +201,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_forward(const Tensor& features, c
       InnerOpt<S>(device, map, plain_target, settings, false)
           .forward(mutable_data<A>(trajectory), mutable_data<A>(h), save ? mutable_data<A>(cosine) : nullptr);
     });
-  const bool keep = prototypes.scalar_type() == accumulator;
-  Tensor result = make(features, {B, K, C}, keep ? accumulator : type);
+  Tensor result = make(features, {B, K, C}, result_type(features, prototypes));
   torch::stable::copy_(result, last);
   return {result, trajectory, h, cosine};
 }

@@ -45,8 +45,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_avg_pool_forward(const Tensor& feature
     run(device, normalise_weights_kernel<A>, plan_rows<A>(planes), out, map.pixels, eps, mutable_data<A>(inverse_mass));
     run_pool<S>(device, map, out, K, mutable_data<A>(prototypes));
   });
-  const bool keep = masks.scalar_type() == accumulator;
-  return {keep ? prototypes : with_dtype(prototypes, type), weights, inverse_mass};
+  return {with_dtype(prototypes, result_type(features, masks)), weights, inverse_mass};
 }
 
 Tensor masked_avg_pool(const Tensor& features, const Tensor& masks, double eps, const std::string& resize_what) {
@@ -62,7 +61,7 @@ std::tuple<Tensor, Tensor> masked_avg_pool_backward(const Tensor& gradient, cons
   const FeatureMap map(features);
   const int64_t K = weights.size(1), planes = map.batch * K;
   const ScalarType type = features.scalar_type(), accumulator = accumulator_type(type);
-  const Tensor plain_gradient = as_contiguous(with_dtype(gradient, accumulator));
+  const Tensor plain_gradient = plain(gradient, accumulator);
   Tensor d_features = needs_features ? map.empty_like() : make(features, {0}, type);
   Tensor d_masks = make(features, {needs_masks ? map.batch : 0, K, mask_h, mask_w}, accumulator);
   dispatch_floating(type, kOp, "features", [&](auto storage) {

@@ -13,7 +13,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mc_uncertainty(const Tensor& logits,
   const MonteCarloSizes sizes(kOp, logits, size);
   const OnDevice device(logits);
   const ScalarType storage_type = logits.scalar_type(), type = accumulator_type(storage_type);
-  const Tensor plain_logits = as_contiguous(with_dtype(logits, type));
+  const Tensor plain_logits = plain(logits, type);
   const std::vector<int64_t> of_classes{sizes.tasks, sizes.classes, sizes.h, sizes.w};
   const std::vector<int64_t> of_tasks{sizes.tasks, sizes.h, sizes.w};
   Tensor probabilities = make(logits, of_classes, type), variance = make(logits, of_classes, type);

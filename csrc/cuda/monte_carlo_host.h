@@ -29,8 +29,8 @@ inline Tensor monte_carlo_backward(const char* op, const Tensor& gradient, const
   check_sizes(op, "gradient", gradient, logits, {sizes.tasks, sizes.classes, sizes.h, sizes.w});
   const OnDevice device(logits);
   const ScalarType type = accumulator_type(logits.scalar_type());
-  const Tensor plain_logits = as_contiguous(with_dtype(logits, type));
-  const Tensor plain_gradient = as_contiguous(with_dtype(gradient, type));
+  const Tensor plain_logits = plain(logits, type);
+  const Tensor plain_gradient = plain(gradient, type);
   const int64_t planes = sizes.tasks * sizes.samples * sizes.classes;
   Tensor d_logits = make(logits, {sizes.tasks, sizes.samples, sizes.classes, sizes.H, sizes.W}, type);
   const Tensor pulled = make(logits, {planes, sizes.H, sizes.w}, type);

@@ -21,16 +21,16 @@ Tensor sample_prototypes(const Tensor& mean, const Tensor& variance, int64_t num
   check_noise(kOp, mean, num_samples, key);
   const OnDevice device(mean);
   const int64_t tasks = mean.size(0), channels = mean.size(2);
-  const GaussianTypes types(mean, variance);
-  const Tensor means = plain(mean, types.accumulator), variances = plain(variance, types.accumulator);
+  const ScalarType type = accumulator_type(mean.scalar_type());
+  const Tensor means = plain(mean, type), variances = plain(variance, type);
   const Tensor plain_key = as_contiguous(key);
-  Tensor z = make(mean, {tasks, num_samples, channels}, types.accumulator);
+  Tensor z = make(mean, {tasks, num_samples, channels}, type);
   dispatch_gaussian(kOp, mean, [&](auto accumulator) {
     using A = decltype(accumulator);
     run(device, gaussian_sample_kernel<DeviceAggregate<A>, A>, plan_noise(tasks, num_samples, channels),
         aggregate_of<A>(means, variances), num_samples, data<int64_t>(plain_key), mutable_data<A>(z));
   });
-  return with_dtype(z, types.result);
+  return with_dtype(z, result_type(mean, variance));
 }
 
 std::tuple<Tensor, Tensor> sample_prototypes_backward(const Tensor& gradient, const Tensor& mean,

@@ -35,8 +35,8 @@ Tensor tiled_conv2d(const Tensor& features, const Tensor& z, const Tensor& weigh
   const ScalarType type = tiled_conv2d_type(features, z, weight, bias), accumulator = accumulator_type(type);
   const FeatureMap map(features);
   const Tensor base = convolve(map.tensor, weight, sizes, type, map.channels_last);
-  const Tensor z_taps = taps_of_z(weight, sizes, accumulator), plain_z = as_contiguous(with_dtype(z, accumulator));
-  const Tensor plain_bias = bias ? as_contiguous(with_dtype(*bias, accumulator)) : plain_z;
+  const Tensor z_taps = taps_of_z(weight, sizes, accumulator), plain_z = plain(z, accumulator);
+  const Tensor plain_bias = bias ? plain(*bias, accumulator) : plain_z;
   const TiledGrid grid = grid_of(sizes);
   const int64_t entries = sizes.samples() * grid.row_classes * grid.column_classes;
   const Tensor by_tap = make(features, {sizes.samples(), sizes.O, sizes.taps()}, accumulator);
@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tiled_conv2d_backward(const Tensor& g
   const ScalarType type = gradient.scalar_type(), accumulator = accumulator_type(type);
   const FeatureMap map(features);
   const FeatureMap d_result(torch::stable::reshape(gradient, {sizes.samples(), sizes.O, sizes.h, sizes.w}));
-  const Tensor z_taps = taps_of_z(weight, sizes, accumulator), plain_z = as_contiguous(with_dtype(z, accumulator));
+  const Tensor z_taps = taps_of_z(weight, sizes, accumulator), plain_z = plain(z, accumulator);
   const TiledGrid grid = grid_of(sizes);
   const int64_t entries = sizes.samples() * grid.row_classes * grid.column_classes;
   const int64_t volume = sizes.O * sizes.h * sizes.w;
