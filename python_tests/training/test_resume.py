@@ -74,9 +74,8 @@ def kill_and_go_on(method: str, folder: Path, kill_after: list[int]) -> None:
     assert {path.name for path in out.iterdir()} == expected
 
 
-@pytest.mark.parametrize("method", ["biopt", "vpi"])
-def test_two_kills_change_no_bit(method: str, tmp_path: Path) -> None:
-    kill_and_go_on(method, tmp_path, [5, 14])
+def test_two_kills_change_no_bit(tmp_path: Path) -> None:
+    kill_and_go_on("biopt", tmp_path, [5, 14])
 
 
 @pytest.mark.slow
