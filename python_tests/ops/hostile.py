@@ -168,13 +168,17 @@ def rounding_of(sample: Sample, args: list[Any], argument: int) -> float:
     """How far a gradient may be off by rounding alone, where it is a difference of which little is left.
 
     Of a cosine: the gradient to a vector v is something divided by |v|, minus its part along v; with one channel that
-    is all of it. Of aggregated Gaussians: that to a variance v has (mean of all - mean) / v in it; both the operator
-    and the reference compute it in double.
+    is all of it. Of an average: that to a mask is (feature - average) / mass. Of aggregated Gaussians: that to a
+    variance v has (mean of all - mean) / v in it; both the operator and the reference compute it in double.
     """
     if sample.name in ("gaussian_aggregate", "sample_prototypes") and argument == 1:
         mean, variance = (x.double().nan_to_num(1, 1, 1) for x in args[:2])
         largest = (mean.abs().max() / variance.clamp(min=reference.LEAST_VARIANCE).min()).item() if mean.numel() else 0
         return 1000 * torch.finfo(torch.float64).eps * largest
+    epsilon = torch.finfo(torch.float64 if args[0].dtype == torch.float64 else torch.float32).eps
+    if sample.name == "masked_avg_pool" and argument == 1 and args[0].numel():
+        features, mass = args[0].double(), args[1].double().sum((2, 3)) + args[2]
+        return 100 * epsilon * (features.abs().max() * features.shape[1] / mass.abs().min()).item()
     if not sample.name.startswith(("cosine", "inner")):
         return 0.0
 
@@ -183,7 +187,6 @@ def rounding_of(sample: Sample, args: list[Any], argument: int) -> float:
         lengths = lengths[lengths > reference.ZERO_NORM]
         return lengths.min().item() if len(lengths) else 1.0
 
-    epsilon = torch.finfo(torch.float64 if args[0].dtype == torch.float64 else torch.float32).eps
     length = shortest(args[argument], dim=1 if argument == 0 else 2)
     size = 1 / length
     if sample.variant == "sum":
