@@ -16,6 +16,7 @@ AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t grain_size
   if (threads < 1) return AOTI_TORCH_SUCCESS;
   const int64_t part = (end - begin + threads - 1) / threads;
   std::vector<std::thread> running;
+  running.reserve(size_t(threads));
   for (int64_t i = 0; i < threads; ++i)
     running.emplace_back([=] { func(std::min(begin + i * part, end), std::min(begin + (i + 1) * part, end), ctx); });
   for (std::thread& thread : running) thread.join();
