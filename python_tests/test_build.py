@@ -111,10 +111,11 @@ def installed_in(environment: Path) -> Path:
     """The folder of the compiled operators that a process of the environment has loaded and used."""
     code = (
         "import torch, fewseg_ext\n"
+        "from fewseg_ext import _info\n"
         "features = torch.randn(1, 64, 13, 13)\n"
         "target = torch.zeros(1, 13, 13, dtype=torch.long)\n"
         "assert torch.ops.fewseg.inner_opt(features, torch.randn(1, 2, 64), target).shape == (1, 2, 64)\n"
-        "assert fewseg_ext._info.build()['version'] == fewseg_ext.__version__\n"
+        "assert _info.build()['version'] == fewseg_ext.__version__\n"
         "print(*[line.split()[-1] for line in open('/proc/self/maps') if line.endswith('libfewseg_ops.so\\n')][:1])\n"
     )
     return Path(run(environment / "bin" / "python", "-c", code, cwd=environment).strip()).parent
