@@ -135,6 +135,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Recipe, str, str]:
         if argument.startswith("--") and field not in (*known, "help", "config"):
             raise UsageError(f"unknown field --{field}{_nearest(field, known, '--')}")
     try:
+        parser.parse_object(content)  # `set_defaults` does not look at the values
         parser.set_defaults(fields)
     except Exception as error:  # jsonargparse raises a different type for every way in which a value can be wrong
         raise UsageError(f"{config}: {' '.join(str(error).split())[:300]}") from error
