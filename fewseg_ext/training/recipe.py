@@ -151,8 +151,6 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Recipe, str, str]:
             TrainingConfig(**_tuples(sections["training"])),
             RunConfig(**sections["run"]),
         )
-    except UsageError:
-        raise
     except Exception as error:  # argparse's own class, or ValueError and TypeError
         raise UsageError(" ".join(str(error).split())[:1000]) from error
     return recipe, str(values.out), str(values.device)

@@ -123,6 +123,7 @@ def test_own_recipes_use_parts_and_change_them(tmp_path: Path) -> None:
         (["--config", "biopt/pascal5i/resnet50/1shot"], "give the folder of pascal5i"),
         (["--config", "laptop/biopt", "--run.save_every", "0"], "run.save_every: expected 1 or more, got 0"),
         ([], "--config: give a recipe"),
+        (["--config"], "--config: give a recipe"),
     ],
 )
 def test_errors_say_what_was_meant(arguments: list[str], message: str) -> None:
