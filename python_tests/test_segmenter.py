@@ -87,6 +87,7 @@ def test_label_maps_keep_their_numbers_and_ignore_255() -> None:
     assert segmenter.class_names == ["7", "12"]
     result = segmenter.predict(photo)
     assert set(np.unique(result.mask)) == {0, 7, 12}
+    assert make().fit(photo, labels.astype(np.float32)).class_names == ["7", "12"]
     assert result.probabilities.shape[0] == 3
     np.testing.assert_array_equal(np.array([0, 7, 12])[result.probabilities.argmax(0)], result.mask)
     counted = make().fit(photo, np.where(labels == 255, 0, labels)).fitted.state.prototypes

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pycocotools import mask as mask_tools
 
-from fewseg_ext.data.coco import CATEGORY_IDS, COCO20i, class_masks, fold_labels, load_coco, paint_labels
+from fewseg_ext.data.coco import CATEGORY_IDS, COCO20i, class_masks, decode_rle, fold_labels, load_coco, paint_labels
 from fewseg_ext.data.prepare import coco20i as preparation
 from fewseg_ext.data.prepare.coco20i import prepare_coco20i
 from photo_files import SIDE, box, coco_json, contents, write_json, write_photo
@@ -111,6 +111,15 @@ def test_photos_with_held_out_classes_can_be_excluded(coco):
     prepare_coco20i(coco)
     with pytest.raises(ValueError, match="no photo"):
         COCO20i(coco, fold=0, split="train", variant="B", held_out="exclude")
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [([4.5, 4.5], "its runs are not whole numbers"), ("o" * 20 + "0", "its run-length code is damaged")],
+)
+def test_damaged_run_length_codes_are_refused(counts, message):
+    with pytest.raises(ValueError, match=message):
+        decode_rle(counts, 3, 3)
 
 
 def test_wrong_arguments_are_refused(coco):

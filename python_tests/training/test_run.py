@@ -8,11 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from command_line import run_cli
 from rich.console import Console
 
 from fewseg_ext.evaluation.command import ModelChoice, run_evaluation
 from fewseg_ext.evaluation.protocol import EvaluationProtocol
 from fewseg_ext.training.checkpoint import load_checkpoint
+from fewseg_ext.training.engine import TrainingDiverged
 from fewseg_ext.training.log import TrainingLog
 from fewseg_ext.training.recipe import parse_arguments
 from fewseg_ext.training.run import run_training
@@ -101,3 +103,14 @@ def test_the_log_goes_on_after_the_last_whole_line_and_to_tensorboard_on_request
     log.close()
     assert told == [(tmp_path / "tensorboard", 3), ("loss", 0.5, 3), ("closed",)]
     assert (tmp_path / "log.jsonl").read_text().splitlines() == [*lines[:2], json.dumps({"iteration": 3, "loss": 0.5})]
+
+
+def test_a_loss_that_is_not_finite_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def diverge(*arguments: object, **options: object) -> None:
+        raise TrainingDiverged("the loss became nan in iteration 2")
+
+    monkeypatch.setattr("fewseg_ext.training.run.run_training", diverge)
+    told = (1, "", "fewseg: the loss became nan in iteration 2\n")
+    assert run_cli(capsys, "train", "--config", "laptop/biopt") == told

@@ -110,7 +110,8 @@ def test_the_buttons_forget_all_or_say_what_is_wrong() -> None:
     photo, mask = photo_and_mask()
     session.label(session.add(Upload(photo, (photo.shape[1], photo.shape[0])), "a.jpg").number, "box", mask)
     for updates in (page._use(99, "box", "", None, request), page._forget(99, None, request)):
-        assert "Choose a photo" in next(updates)[-1]
+        (update,) = updates
+        assert "Choose a photo" in update[-1]
     assert "1 labelled" in page._choose(99, None, request)[-1]
     assert "All photos and labels are forgotten" in page._empty(request)[-1]
     assert sessions.find("anna", session.key) is None
