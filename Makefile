@@ -74,7 +74,7 @@ coverage: setup
 	done
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report > build/coverage/summary.txt
-	tail -n 1 build/coverage/summary.txt
+	grep TOTAL build/coverage/summary.txt
 
 browser:
 	apt-get install --yes --no-install-recommends chromium chromium-driver
