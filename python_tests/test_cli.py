@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from command_line import run_cli
 from PIL import Image
 
 import fewseg_ext
-from photo_files import two_boxes, write_voc
+from fewseg_ext import cli
+from fewseg_ext.interruptions import told_in_a_line
+from photo_files import two_boxes, write_mask, write_photo, write_voc
 
 FEWSEG = Path(sys.executable).with_name("fewseg")
 
@@ -82,6 +85,39 @@ def test_prepare_prints_a_table_and_names_what_is_missing(tmp_path: Path, capsys
     assert "1,448 of the 1,449 names of" in output
     assert "WARNING: partial" in output
     assert (tmp_path / "out" / "index.json").is_file()
+
+
+def test_fss1000_is_prepared_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_photo(tmp_path / "bus" / "1.jpg")
+    write_mask(tmp_path / "bus" / "1.png", two_boxes(255, 255), palette=False)
+    status, output, _ = run_cli(capsys, "prepare", "fss1000", tmp_path, "--out", tmp_path / "out")
+    assert status == 0
+    assert "test: usable photos" in output
+    assert (tmp_path / "out" / "lists" / "test.txt").read_text() == "bus/1.jpg\n"
+
+
+def test_too_little_memory_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_much() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "app", too_much)
+    assert run_cli(capsys, "info") == (1, "", "fewseg: not enough memory\n")
+
+
+def test_signals_are_left_alone_outside_of_the_main_thread() -> None:
+    """A program that runs the command in a thread of its own; Python would refuse to set them there."""
+    ended: list[str] = []
+
+    def run() -> None:
+        with told_in_a_line():
+            ended.append("well")
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert ended == ["well"]
 
 
 def test_evaluate_prints_its_protocol(

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from fewseg_ext.data.synthetic import SyntheticConfig
 from fewseg_ext.demo import run_demo, run_demo_seeds, summarize
+from fewseg_ext.evaluation.pictures import draw_losses
 from fewseg_ext.models.registry import build_model
 from fewseg_ext.training.checkpoint import load_checkpoint
 
@@ -41,6 +42,11 @@ def test_writes_everything_it_promises(tmp_path):
     assert content["gain_over_baseline"] == pytest.approx(report.scores["biopt"].miou - report.scores["baseline"].miou)
     assert content["settings"]["data"]["size"] == 48
     assert content["environment"]["threads"] >= 1
+
+
+def test_the_loss_is_marked_where_its_other_terms_begin():
+    figure = draw_losses({"biopt": [3.0, 2.0, 4.0], "baseline": [3.0, 2.0]}, {"biopt": 2})
+    assert [[text.get_text().strip() for text in ax.texts] for ax in figure.axes] == [["all terms"], []]
 
 
 def test_without_matplotlib_it_does_not_begin(tmp_path, monkeypatch):

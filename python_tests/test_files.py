@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fewseg_ext import files
-from fewseg_ext.files import remove_unfinished, write_atomically, write_folder, write_text
+from fewseg_ext.files import read_text, remove_unfinished, write_atomically, write_folder, write_text
 
 
 def test_a_failing_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
@@ -33,6 +33,14 @@ def test_text_is_utf_8_but_for_names_that_are_not(tmp_path: Path) -> None:
     assert path.read_bytes() == b"h\xc3\xbchn\n\xff.jpg"
     assert os.listdir(path.parent) == ["photos.txt"]
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_is_no_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is no ordinary file"):
+        read_text(tmp_path)
+    (tmp_path / "notes.txt").write_bytes(b"h\xfchn")
+    with pytest.raises(ValueError, match=r"notes.txt is no text in UTF-8"):
+        read_text(tmp_path / "notes.txt")
 
 
 class InterruptedAt:

@@ -13,7 +13,7 @@ import torch
 
 import fewseg_ext
 from fewseg_ext import _info
-from fewseg_ext.ops import _library
+from fewseg_ext.ops import _checks, _library
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = Path(fewseg_ext.__file__).parent
@@ -50,6 +50,22 @@ def test_import_loads_nothing_optional() -> None:
     )
     result = run_python(code)
     assert result.returncode == 0, result.stderr
+
+
+def test_what_is_loaded_late_is_listed_too() -> None:
+    assert set(fewseg_ext.__all__) <= set(dir(fewseg_ext))
+
+
+def test_debugging_is_switched_on_and_off_and_changes_no_result() -> None:
+    features, prototypes = torch.randn(1, 3, 4, 4), torch.randn(1, 2, 3)
+    expected = fewseg_ext.cosine_logits(features, prototypes)
+    try:
+        fewseg_ext.set_debug(True)
+        assert _checks.debug()
+        assert torch.equal(fewseg_ext.cosine_logits(features, prototypes), expected)
+    finally:
+        fewseg_ext.set_debug(False)
+    assert not _checks.debug()
 
 
 def test_without_the_library_the_import_says_how_to_build(tmp_path: Path) -> None:

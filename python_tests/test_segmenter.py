@@ -64,7 +64,8 @@ def test_every_form_of_photo_and_mask_means_the_same(tmp_path: Path) -> None:
         *[tmp_path / f"{name}.png" for name in ("one_bit", "grey", "palette")],
         Image.fromarray(mask),
         *[mask, mask.astype(np.uint8), mask.astype(np.int64) * 255, mask.astype(np.float32)],
-        *[torch.from_numpy(mask), torch.from_numpy(mask).float()],
+        *[torch.from_numpy(mask), torch.from_numpy(mask).float(), mask[None]],
+        np.dstack([mask * np.uint8(200), mask * np.uint8(0), mask * np.uint8(90), np.full_like(mask, 255, np.uint8)]),
     ]
     segmenter = make()
     expected = segmenter.fit(photo, mask).fitted.state.prototypes
@@ -72,6 +73,9 @@ def test_every_form_of_photo_and_mask_means_the_same(tmp_path: Path) -> None:
         assert torch.equal(segmenter.fit(other, mask).fitted.state.prototypes, expected)
     for other in masks:
         assert torch.equal(segmenter.fit([photo], [other]).fitted.state.prototypes, expected)
+    grey = photo[..., 0]
+    expected = segmenter.fit(np.dstack([grey] * 3), mask).fitted.state.prototypes
+    assert torch.equal(segmenter.fit(grey, mask).fitted.state.prototypes, expected)
 
 
 def test_label_maps_keep_their_numbers_and_ignore_255() -> None:
@@ -83,6 +87,7 @@ def test_label_maps_keep_their_numbers_and_ignore_255() -> None:
     assert segmenter.class_names == ["7", "12"]
     result = segmenter.predict(photo)
     assert set(np.unique(result.mask)) == {0, 7, 12}
+    assert make().fit(photo, labels.astype(np.float32)).class_names == ["7", "12"]
     assert result.probabilities.shape[0] == 3
     np.testing.assert_array_equal(np.array([0, 7, 12])[result.probabilities.argmax(0)], result.mask)
     counted = make().fit(photo, np.where(labels == 255, 0, labels)).fitted.state.prototypes
@@ -238,6 +243,15 @@ MISTAKES = {
     "names": (lambda p, m: dict(images=p, masks=m, labels=["a", "b"]), "2 names for 1 masks"),
     "normalised": (lambda p, m: dict(images=p / 128.0 - 1, masks=m), r"must lie in \[0, 1\]"),
     "layout": (lambda p, m: dict(images=p.transpose(2, 0, 1), masks=m), r"expected \[h,w,3\] or \[h,w\]"),
+    "layout of a mask": (lambda p, m: dict(images=p, masks=p.transpose(2, 0, 1)), r"masks\[0\]: expected \[h,w\]"),
+    "two kinds of names": (lambda p, m: dict(images=p, masks=m, labels="a", class_names=["a"]), "not both"),
+    "names twice": (lambda p, m: dict(images=p, masks=m, class_names=["a", "a"]), "a name is given twice"),
+    "label without a name": (
+        lambda p, m: dict(images=[p, p], masks=[m * 1, m * 2], class_names=["a"]),
+        "label 2 has no name, 1 class_names are given",
+    ),
+    "negative": (lambda p, m: dict(images=p, masks=m * -3), "label -3; expected 0 background, 1..254 a class"),
+    "fractions": (lambda p, m: dict(images=p, masks=m * 1.5), r"must lie in \[0, 1\] or be whole"),
 }
 
 
@@ -271,3 +285,20 @@ def test_before_fit_and_wrong_files(tmp_path: Path) -> None:
         segmenter.predict(photo_and_mask()[0], steps=-1)
     with pytest.raises(TypeError, match="photo: expected a path"):
         segmenter.predict(7)
+    with pytest.raises(TypeError, match="photo: expected uint8, or floating"):
+        segmenter.predict(photo_and_mask()[0].astype(np.int32))
+    with pytest.raises(TypeError, match=r"masks\[0\]: expected a path"):
+        segmenter.fit(photo_and_mask()[0], 7)
+    with pytest.raises(ValueError, match="batch_size: expected 1 or more, got 0"):
+        segmenter.predict_many([], batch_size=0)
+
+
+def test_what_makes_no_segmenter() -> None:
+    model = make().model
+    with pytest.raises(TypeError, match="expected BiOpt, VPI or PrototypeBaseline, got Conv4"):
+        fewseg_ext.Segmenter(model.backbone)
+    with pytest.raises(ValueError, match="size: expected 1 to"):
+        fewseg_ext.Segmenter(model, size=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="cuda asked for, but torch sees no GPU"):
+            fewseg_ext.Segmenter(model, "cuda")

@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 import fewseg_ext
 from fewseg_ext import cli
 from fewseg_ext.data.synthetic import SyntheticConfig, make_classes
-from fewseg_ext.segment.command import Support, find_photos, parse_support
+from fewseg_ext.segment import command
+from fewseg_ext.segment.annotations import Annotated, coco_json, labelme_json
+from fewseg_ext.segment.command import Support, find_photos, parse_support, run_segment
 from fewseg_ext.training.checkpoint import Checkpoint, save_checkpoint
 from photo_files import contents
 from test_segmenter import photo_and_mask
@@ -100,6 +102,19 @@ def test_a_bad_file_is_reported_and_the_rest_is_done(example: list[str]) -> None
     assert len(list(Path("runs/segment/masks").iterdir())) == 4
 
 
+def test_photos_that_are_gone_and_more_than_a_screen_shows(
+    example: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    support = parse_support(example[example.index("--support") + 1])
+    segmenter = fewseg_ext.Segmenter.from_checkpoint("runs/demo/biopt.ckpt", size=64)
+    summary = run_segment("out", segmenter, [support], [Path("gone.jpg")])
+    assert "No such file" in summary.failures["gone.jpg"]
+    assert len(Path("out/summary.csv").read_text().splitlines()) == 1
+    assert not Path("out/contact_sheet.jpg").exists()
+    monkeypatch.setattr(command, "SHOWN_ROWS", 3)
+    assert "and 1 more in summary.csv" in run(example)[1]
+
+
 def test_mistakes_write_nothing(example: list[str]) -> None:
     place = example.index("--support") + 1
     for support, error in ((":", "expected IMG:MASK"), ("a.jpg:b.png", "a.jpg|b.png")):
@@ -111,6 +126,8 @@ def test_mistakes_write_nothing(example: list[str]) -> None:
         except FileNotFoundError as problem:
             assert re.search(error, str(problem))
     assert run([*example, "--backbone", "conv4"])[0] == 2
+    with pytest.raises(ValueError, match="give every one a class name"):
+        run([*example, "--support", f"cat={example[place]}"])
     with pytest.raises(FileNotFoundError, match="query not found: nowhere"):
         run([*example, "nowhere"])
     assert not Path("runs/segment").exists()
@@ -128,6 +145,14 @@ def test_coco_json_is_read_by_pycocotools(example: list[str]) -> None:
         (annotation,) = coco.loadAnns(coco.getAnnIds(image["id"]))
         np.testing.assert_array_equal(coco.annToMask(annotation), mask)
         assert annotation["area"] == mask.sum()
+
+
+def test_annotations_leave_out_a_class_that_is_not_in_the_photo() -> None:
+    photo = Annotated(Path("a.jpg"), np.full((4, 4), 7, np.uint8), 0.9)
+    content = coco_json([photo], ["cat", "dog"], [3, 7])
+    assert [annotation["category_id"] for annotation in content["annotations"]] == [2]
+    shapes = labelme_json(photo, Path("labelme"), ["cat", "dog"], [3, 7])["shapes"]
+    assert [shape["label"] for shape in shapes] == ["dog"]
 
 
 def labelme_masks(path: Path) -> list[tuple[str, list, np.ndarray]]:
@@ -164,6 +189,7 @@ def test_names_of_supports_with_colons_and_equal_signs(tmp_path: Path, monkeypat
         Path(name).touch()
     assert parse_support("a:b.jpg:m:1.png") == Support(Path("a:b.jpg"), Path("m:1.png"))
     assert parse_support("x=y.jpg:m.png") == Support(Path("x=y.jpg"), Path("m.png"))
+    assert parse_support("=none.jpg:m.png") == Support(Path("=none.jpg"), Path("m.png"))
     assert parse_support("cat=a.jpg:m.png") == Support(Path("a.jpg"), Path("m.png"), "cat")
     assert parse_support("cat=x=y.jpg:m.png") == Support(Path("x=y.jpg"), Path("m.png"), "cat")
     assert parse_support(r"C:\a.jpg:C:\m.png") == Support(Path(r"C:\a.jpg"), Path(r"C:\m.png"))

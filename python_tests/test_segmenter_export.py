@@ -45,6 +45,18 @@ def test_runs_without_this_package(compiled: bool, tmp_path: Path) -> None:
     np.testing.assert_allclose(torch.load(tmp_path / "result.pt")[0], expected, atol=1e-4)
 
 
+def test_vpi_without_samples_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = fewseg_ext.VPI("conv4", deterministic=True)
+    segmenter = fewseg_ext.Segmenter(model, size=SIZE).fit(*photo_and_mask())
+    segmenter.export(tmp_path / "segmenter.pt2")
+    photo, _ = photo_and_mask(3, SIZE, SIZE)
+    with torch.no_grad():
+        program = torch.export.load(tmp_path / "segmenter.pt2").module()
+        found = program(torch.from_numpy(photo).permute(2, 0, 1)[None] / 255)
+    np.testing.assert_allclose(found[0], segmenter.predict(photo).probabilities, atol=1e-4)
+
+
 def test_what_cannot_be_exported_is_told(tmp_path: Path) -> None:
     segmenter = fewseg_ext.Segmenter(fewseg_ext.VPI("conv4"), size=SIZE).fit(*photo_and_mask())
     with pytest.raises(ValueError, match="VPI draws samples"):

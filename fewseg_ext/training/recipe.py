@@ -135,6 +135,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Recipe, str, str]:
         if argument.startswith("--") and field not in (*known, "help", "config"):
             raise UsageError(f"unknown field --{field}{_nearest(field, known, '--')}")
     try:
+        parser.parse_object(content)  # `set_defaults` does not look at the values
         parser.set_defaults(fields)
     except Exception as error:  # jsonargparse raises a different type for every way in which a value can be wrong
         raise UsageError(f"{config}: {' '.join(str(error).split())[:300]}") from error
@@ -150,8 +151,6 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Recipe, str, str]:
             TrainingConfig(**_tuples(sections["training"])),
             RunConfig(**sections["run"]),
         )
-    except UsageError:
-        raise
     except Exception as error:  # argparse's own class, or ValueError and TypeError
         raise UsageError(" ".join(str(error).split())[:1000]) from error
     return recipe, str(values.out), str(values.device)

@@ -2,10 +2,10 @@
 
 import secrets
 from html import escape
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -90,11 +90,8 @@ class Access:
 
 def visitor_of(headers: Headers, cookie: str) -> str:
     """What the cookie says, or an empty text."""
-    try:
-        morsel = SimpleCookie(headers.get("cookie", "")).get(cookie)
-    except CookieError:
-        return ""
-    return morsel.value if morsel else ""
+    # Not Python's own SimpleCookie, which stops at the first strange name among the cookies of other pages.
+    return cookie_parser(headers.get("cookie", "")).get(cookie, "")
 
 
 def _name(host: str) -> str:

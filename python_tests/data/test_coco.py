@@ -1,11 +1,12 @@
 import builtins
+import json
 
 import numpy as np
 import pytest
 import torch
 from pycocotools import mask as mask_tools
 
-from fewseg_ext.data.coco import CATEGORY_IDS, COCO20i, class_masks, fold_labels, load_coco, paint_labels
+from fewseg_ext.data.coco import CATEGORY_IDS, COCO20i, class_masks, decode_rle, fold_labels, load_coco, paint_labels
 from fewseg_ext.data.prepare import coco20i as preparation
 from fewseg_ext.data.prepare.coco20i import prepare_coco20i
 from photo_files import SIDE, box, coco_json, contents, write_json, write_photo
@@ -112,6 +113,25 @@ def test_photos_with_held_out_classes_can_be_excluded(coco):
         COCO20i(coco, fold=0, split="train", variant="B", held_out="exclude")
 
 
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [([4.5, 4.5], "its runs are not whole numbers"), ("o" * 20 + "0", "its run-length code is damaged")],
+)
+def test_damaged_run_length_codes_are_refused(counts, message):
+    with pytest.raises(ValueError, match=message):
+        decode_rle(counts, 3, 3)
+
+
+def test_wrong_arguments_are_refused(coco):
+    with pytest.raises(ValueError, match="prepare coco20i: year must be 2014 or 2017, got 2015"):
+        prepare_coco20i(coco, year=2015)
+    prepare_coco20i(coco)
+    with pytest.raises(ValueError, match="COCO20i: year must be 2014 or 2017, got 2015"):
+        COCO20i(coco, fold=0, year=2015)
+    with pytest.raises(ValueError, match="not classes of COCO: tiger; they are class1, "):
+        COCO20i(coco, classes=["tiger"])
+
+
 def test_published_counts_are_told_apart_from_partial_data(coco, monkeypatch):
     report = prepare_coco20i(coco)
     fold = row(report, "val2014 split-B fold 0: photos")
@@ -172,6 +192,10 @@ def test_what_cannot_be_used_is_listed_and_the_rest_kept(coco):
     assert [source.image_id(0, i) for i in range(source.num_images(0))] == ["000000000005"]
 
 
+def coco_text(images=(), categories=None):
+    return json.dumps(coco_json(images, [], categories))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -181,12 +205,31 @@ def test_what_cannot_be_used_is_listed_and_the_rest_kept(coco):
         ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "an item of 'images' has no 'file_name'"),
         ('{"images": [], "annotations": [], "categories": [{"id": "a", "name": "b"}]}', "are not whole numbers"),
         ('{"images": [], "annotations": [], "categories": []}', "has 0 categories, not the 80"),
+        ('{"images": {}, "annotations": [], "categories": []}', "'images' is not a list of objects"),
+        (coco_text(images=[{"id": 1, "file_name": 5}]), "a 'file_name' is not a text"),
+        (coco_text(images=[{"id": "a", "file_name": "a.jpg"}]), "the ids of its photos are not whole numbers"),
+        (coco_text(categories=[{"id": i, "name": i} for i in CATEGORY_IDS]), "names of its categories are not texts"),
     ],
 )
 def test_a_file_that_is_not_coco_is_refused(coco, text, message):
     (coco / "annotations" / "instances_val2014.json").write_text(text)
     with pytest.raises(ValueError, match=message):
         prepare_coco20i(coco)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "another version"),
+        ({"class_names": ["class1"]}, "the names of the classes"),
+        ({"images": [[7, "../7.jpg", 96, 96, [[1, 3000, 0, 9]]]]}, "the photo '../7.jpg'"),
+    ],
+)
+def test_an_index_of_somebody_else_is_refused(coco, change, message):
+    path = prepare_coco20i(coco).out / "val2014.json"
+    write_json(path, {**json.loads(path.read_text()), **change})
+    with pytest.raises(ValueError, match=rf"val2014.json is damaged .*\({message}\): run `fewseg prepare coco20i"):
+        COCO20i(coco, fold=0)
 
 
 def test_runs_repeat_byte_for_byte_and_an_interrupted_one_leaves_no_index(coco, monkeypatch):

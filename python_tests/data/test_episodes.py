@@ -119,6 +119,11 @@ def test_counts_below_one_are_refused(field):
         EpisodeDataset(Stripes(), **{field: 0})
 
 
+def test_a_way_is_never_the_ignore_label():
+    with pytest.raises(ValueError, match="ways must be below 255, the ignore label, got 255"):
+        EpisodeDataset(Stripes(), ways=255)
+
+
 def test_there_are_as_many_episodes_as_asked_for():
     data = EpisodeDataset(Stripes(), episodes=3)
     assert len(data) == 3

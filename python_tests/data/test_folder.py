@@ -105,6 +105,9 @@ def test_images_with_label_masks(tmp_path):
     (tmp_path / "classes.txt").write_text("one\ntwo\n")
     with pytest.warns(UserWarning, match="3 left out"):
         assert open_folder(tmp_path).class_names == ["two", "7"]
+    (tmp_path / "classes.txt").write_text("one\none\n")
+    with pytest.raises(ValueError, match=r"classes.txt names a class twice: one"):
+        open_folder(tmp_path)
 
 
 def test_label_masks_list_what_they_leave_out(tmp_path):
@@ -179,6 +182,8 @@ def test_other_folders_are_refused(tmp_path):
         open_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="folder of photos not found"):
         open_folder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="min_images must be at least 1, got 0"):
+        ClassFolders(tmp_path, min_images=0)
 
 
 def test_a_photo_marked_as_turned_is_turned_unless_its_mask_is_not(tmp_path):

@@ -4,7 +4,9 @@ import torch
 from PIL import Image
 
 from fewseg_ext.data.fss1000 import FSS1000, split_classes
+from fewseg_ext.data.prepare import fss1000 as preparation
 from fewseg_ext.data.prepare.fss1000 import prepare_fss1000
+from fewseg_ext.data.sources import open_source
 
 
 def write(folder, name, mask_value=255, size=(6, 4), mask_size=None):
@@ -138,6 +140,22 @@ def test_prepare_counts_and_lists_what_is_there(tmp_path):
     assert len(missing) == 998
     assert any("239 of the 240 test classes" in line and "HKUSTCVLAB" in line for line in report.missing)
     assert not report.complete
+
+
+def test_complete_data_meets_all_that_is_known_of_it(tmp_path, monkeypatch, recwarn):
+    """One small photo for each class in place of ten large ones."""
+    monkeypatch.setattr(preparation, "IMAGES_PER_CLASS", 1)
+    monkeypatch.setattr(preparation, "SIDE", 8)
+    for split in ("trainval", "test"):
+        for name in split_classes(split):
+            write(tmp_path / name, "1", size=(8, 8))
+    report = prepare_fss1000(tmp_path)
+    assert report.complete
+    assert report.missing == report.problems == report.notes == []
+    source = open_source("fss1000", tmp_path)
+    assert source.class_names == split_classes("test")
+    assert "official" not in source.title
+    assert not recwarn.list
 
 
 def test_prepare_without_data_says_where_it_comes_from(tmp_path):

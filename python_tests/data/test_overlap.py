@@ -4,7 +4,7 @@ import torch
 
 from fewseg_ext.data import overlap
 from fewseg_ext.data.fss1000 import FSS1000
-from fewseg_ext.data.overlap import shared_photos
+from fewseg_ext.data.overlap import photo_hashes, seen_photos, shared_photos
 from photo_files import write_mask, write_photo
 
 
@@ -68,3 +68,4 @@ def test_only_photos_of_equal_size_are_hashed_and_each_once(tmp_path, monkeypatc
 def test_sources_without_files_are_compared_by_pixels(tmp_path):
     assert shared_photos(Images(1, 2, 3), Images(5, 3, 1)) == ["photo1", "photo3"]
     assert shared_photos(Images(1), write(tmp_path, a=1)) == []
+    assert seen_photos(Images(5, 3, 1), photo_hashes(Images(1, 2, 3))) == ["photo1", "photo3"]

@@ -1,6 +1,10 @@
+import json
+import sys
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.io import savemat
 
 from fewseg_ext.data.episodes import EpisodeDataset
@@ -8,7 +12,7 @@ from fewseg_ext.data.pascal import CLASSES, FAMILIES, Pascal5i, PascalObject, fo
 from fewseg_ext.data.prepare import pascal5i as preparation
 from fewseg_ext.data.prepare.pascal5i import family_entries, objects_of, prepare_pascal5i, read_published_lists
 from fewseg_ext.data.prepare.report import checksum
-from photo_files import SIDE, contents, two_boxes, write_mask, write_photo, write_voc
+from photo_files import SIDE, contents, two_boxes, write_json, write_mask, write_photo, write_voc
 
 AEROPLANE, BICYCLE, BUS, CAT, TVMONITOR = (
     CLASSES.index(n) + 1 for n in ("aeroplane", "bicycle", "bus", "cat", "tvmonitor")
@@ -134,7 +138,7 @@ def test_episodes_can_be_drawn(voc):
     assert sorted(episode["query_masks"].unique().tolist()) == [0, 1, 255]
 
 
-def test_sbd_masks_are_converted_once_and_read_alike(tmp_path):
+def test_sbd_masks_are_converted_once_and_read_alike(tmp_path, monkeypatch):
     write_voc(tmp_path / "png", SETS)
     devkit = write_voc(tmp_path / "mat", {name: SETS[name] for name in ("train", "val")}, masks="SegmentationClass")
     sbd = tmp_path / "mat" / "sbd"
@@ -161,12 +165,15 @@ def test_sbd_masks_are_converted_once_and_read_alike(tmp_path):
     assert len(before) == 2
     prepare_pascal5i(tmp_path / "mat")
     assert before == {path: path.stat().st_mtime_ns for path in report.out.glob("masks/*.png")}
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(ImportError, match=r"pip install 'fewseg-ext\[data\]'"):
+        prepare_pascal5i(tmp_path / "mat")
 
 
 def test_what_cannot_be_used_is_listed_and_the_rest_kept(voc):
     devkit = voc / "VOCdevkit" / "VOC2012"
     photos, masks = devkit / "JPEGImages", devkit / "SegmentationClassAug"
-    names = [f"2010_{number:06d}" for number in range(8)]
+    names = [f"2010_{number:06d}" for number in range(9)]
     for name in names:
         write_photo(photos / f"{name}.jpg", seed=9)
         write_mask(masks / f"{name}.png", two_boxes(CAT, CAT))
@@ -178,19 +185,21 @@ def test_what_cannot_be_used_is_listed_and_the_rest_kept(voc):
     write_mask(masks / f"{names[4]}.png", two_boxes(CAT, CAT)[:, :50])
     write_mask(masks / f"{names[5]}.png", two_boxes(99, CAT))
     write_mask(masks / f"{names[6]}.png", two_boxes(0, 0))
+    Image.fromarray(two_boxes(CAT, CAT).astype(np.uint16)).save(masks / f"{names[7]}.png")
+    (masks / "notes.txt").touch()
     with (devkit / "ImageSets" / "Segmentation" / "val.txt").open("a") as file:
         file.write("2011_000001\n")
 
     report = prepare_pascal5i(voc)
     reasons = ["missing", "cannot be read", "not an image", "cannot be read", "but its mask is 50 x 96"]
-    reasons += ["labels [99]", "none of the 20 classes", "2011_000001: no mask"]
+    reasons += ["labels [99]", "none of the 20 classes", "expected 8 bits per pixel", "2011_000001: no mask"]
     assert len(report.problems) == len(reasons)
     for problem, reason in zip(report.problems, reasons, strict=True):
         assert reason in problem
     assert (report.out / "problems.txt").read_text().splitlines() == report.problems
     assert any("1 of the 3 photos named in val.txt, or their masks" in line for line in report.missing)
     source = Pascal5i(voc, classes=["cat"], split="train")
-    assert [source.image_id(0, i) for i in range(source.num_images(0))] == ["2007_000001", "2009_000001", names[7]]
+    assert [source.image_id(0, i) for i in range(source.num_images(0))] == ["2007_000001", "2009_000001", names[8]]
 
 
 def test_the_table_says_what_was_expected_and_found(voc):
@@ -213,6 +222,45 @@ def test_the_table_says_what_was_expected_and_found(voc):
     shown = (report.out / "report.txt").read_text()
     assert "-1,447" in shown
     assert "WARNING: partial" in shown
+
+
+def test_complete_data_meets_all_that_is_known_of_it(tmp_path, monkeypatch):
+    """With the numbers of a small data set in place of VOC's."""
+    labels = (np.arange(SIDE * SIDE).reshape(SIDE, SIDE) % len(CLASSES) + 1).astype(np.uint8)
+    sets = {"train": (2007, 2), "val": (2008, 6), "sbd": (2009, 2)}
+    write_voc(tmp_path, {s: {f"{year}_{n:06d}": labels for n in range(count)} for s, (year, count) in sets.items()})
+    (tmp_path / "sbd").mkdir()
+    (tmp_path / "sbd" / "train.txt").write_text("2009_000001\n")
+    known = {"TRAIN": 2, "VAL": 6, "TRAINAUG": 4, "P3_TRAIN": 3}
+    for name, number in known.items():
+        monkeypatch.setattr(preparation, name, number)
+
+    def rows():
+        return {row.what: row for row in prepare_pascal5i(tmp_path).rows}
+
+    first = rows()
+    lists = [("P2", "test", fold) for fold in range(4)] + [("P2", "train", 0)]
+    found = {key: first["{} {} fold {}: entries".format(*key)] for key in lists}
+    monkeypatch.setattr(preparation, "PUBLISHED_ENTRIES", {key: row.found for key, row in found.items()})
+    monkeypatch.setattr(preparation, "PUBLISHED_CHECKSUMS", {key: row.checksum for key, row in found.items()})
+    monkeypatch.setattr(preparation, "PUBLISHED_VAL", first["photos with masks: test"].checksum)
+    monkeypatch.setattr(preparation, "PUBLISHED_P3_TRAIN", first["P3 train: photos"].checksum)
+    monkeypatch.setattr(preparation, "P2_TRAIN_PHOTOS", first["P2 train: photos"].found)
+    monkeypatch.setattr(preparation, "P2_TRAIN_ENTRIES", first["P2 train: entries of all folds"].found)
+    report = prepare_pascal5i(tmp_path)
+    assert report.missing == report.problems == []
+    assert report.complete
+    assert not any("too few" in note for note in report.notes)
+    assert "complete: everything known of the data was met" in (report.out / "report.txt").read_text()
+
+    # Another copy of the training masks; and masks of another kind.
+    what = "P2 train: entries of all folds"
+    for more, reason, complete in ((60, "copies of the training masks", True), (61, "other masks than", False)):
+        monkeypatch.setattr(preparation, "P2_TRAIN_ENTRIES", first[what].found + more)
+        assert rows()[what].reason.startswith(reason)
+        assert prepare_pascal5i(tmp_path).complete == complete
+    monkeypatch.setattr(preparation, "PUBLISHED_VAL", checksum(["2008_999999"]))
+    assert rows()["photos with masks: test"].reason == "other entries than the published list"
 
 
 def test_published_lists_are_compared_on_the_photos_that_are_here(voc, tmp_path):
@@ -284,6 +332,7 @@ def test_missing_inputs_are_named(tmp_path):
         ({"fold": 0, "split": "val"}, "split must be"),
         ({"fold": 0, "held_out": "drop"}, "held_out must be"),
         ({"classes": ["tiger"]}, "not classes of VOC: tiger"),
+        ({"classes": ["cat", "cat"]}, "classes names one twice"),
         ({"classes": ["sheep"]}, "no test photo of sheep"),
     ],
 )
@@ -291,6 +340,29 @@ def test_wrong_arguments_are_refused(voc, arguments, message):
     prepare_pascal5i(voc)
     with pytest.raises(ValueError, match=message):
         Pascal5i(voc, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 9}, "another version"),
+        ({"images": [["../2008", "val", None, "a.png", [[1, 3000, 3]]]]}, "the photo '../2008'"),
+    ],
+)
+def test_an_index_of_somebody_else_is_refused(voc, change, message):
+    path = prepare_pascal5i(voc).out / "index.json"
+    write_json(path, {**json.loads(path.read_text()), **change})
+    with pytest.raises(ValueError, match=rf"index.json is damaged .*\({message}\): run `fewseg prepare pascal5i"):
+        Pascal5i(voc, fold=0)
+
+
+def test_a_mask_that_was_replaced_is_refused(voc):
+    prepare_pascal5i(voc)
+    source = Pascal5i(voc, fold=0)
+    mask = voc / "VOCdevkit" / "VOC2012" / "SegmentationClassAug" / "2008_000001.png"
+    Image.fromarray(np.full((SIDE, SIDE), 300, np.uint16)).save(mask)
+    with pytest.raises(ValueError, match=r"2008_000001.png is not a mask of VOC: expected 8 bits per pixel"):
+        source.read(0, 0)
 
 
 @pytest.mark.real_data

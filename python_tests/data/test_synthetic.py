@@ -1,10 +1,12 @@
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from fewseg_ext.data import synthetic
 from fewseg_ext.data.synthetic import SyntheticConfig, draw_picture, generate_synthetic, make_classes
 
 SMALL = SyntheticConfig(seed=3, train_classes=3, unseen_classes=2, images_per_class=2, size=48)
@@ -50,6 +52,22 @@ def test_no_pair_of_shape_and_texture_is_in_both_splits():
     pairs = [(kind.shape, kind.texture) for kinds in splits.values() for kind in kinds]
     assert len(set(pairs)) == len(pairs) == 120
     assert len({kind.name for kinds in splits.values() for kind in kinds}) == 120
+
+
+def test_a_rival_is_as_large_as_the_object(monkeypatch):
+    radii = []
+    draw_object = synthetic._Canvas.draw_object
+
+    def noted(canvas, kind, centre, radius, *rest):
+        radii.append(radius)
+        return draw_object(canvas, kind, centre, radius, *rest)
+
+    monkeypatch.setattr(synthetic._Canvas, "draw_object", noted)
+    kind, *others = make_classes(SMALL)["train"]
+    for rivals in (False, True):
+        radii.clear()
+        draw_picture(kind, others, replace(SMALL, rivals=rivals), np.random.default_rng(1))
+        assert sum(radius >= 0.2 for radius in radii) == 1 + rivals
 
 
 def test_every_class_draws_an_object_of_sensible_size():

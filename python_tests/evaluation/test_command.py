@@ -1,6 +1,7 @@
 """`fewseg evaluate`: what it writes, and what it refuses."""
 
 import csv
+import hashlib
 import io
 import json
 import sys
@@ -18,7 +19,7 @@ from fewseg_ext.data.prepare.pascal5i import prepare_pascal5i
 from fewseg_ext.data.sources import SOURCES, SourceKind, open_source
 from fewseg_ext.data.synthetic import SyntheticConfig, generate_synthetic
 from fewseg_ext.data.transforms import PairTransform
-from fewseg_ext.evaluation.command import ModelChoice, parse_folds, run_evaluation
+from fewseg_ext.evaluation.command import METHODS, ModelChoice, parse_folds, run_evaluation
 from fewseg_ext.evaluation.evaluate import evaluate
 from fewseg_ext.evaluation.protocol import EvaluationProtocol
 from fewseg_ext.models.biopt import PrototypeBaseline
@@ -106,7 +107,20 @@ def test_every_fold_takes_its_own_checkpoint(photos, tmp_path, two_folds):
     assert alone.mean("original", "miou") is None
     with pytest.raises(ValueError, match="trained for one fold"):
         run_evaluation(tmp_path / "new", ModelChoice(str(tmp_path / "fold0.ckpt")), "folded", photos, [0, 1], PROTOCOL)
+    with pytest.raises(ValueError, match="stands for a fold's number, and no fold was chosen"):
+        run_evaluation(tmp_path / "new", choice, "fss1000", photos, [None], PROTOCOL)
     assert not (tmp_path / "new").exists()
+
+
+def test_weights_of_a_backbone_are_told_by_name_and_checksum(tmp_path, monkeypatch):
+    torch.save(PrototypeBaseline("conv4").backbone.state_dict(), tmp_path / "conv4.pth")
+    about = ModelChoice(backbone="conv4", weights=str(tmp_path / "conv4.pth")).build(None)[1]
+    digest = hashlib.sha256((tmp_path / "conv4.pth").read_bytes()).hexdigest()
+    assert about["weights"] == f"conv4.pth (sha256 {digest[:16]})"
+    # A name of torchvision's, which would be fetched.
+    monkeypatch.setitem(METHODS, "baseline", lambda backbone, weights: PrototypeBaseline(backbone))
+    choice = ModelChoice(backbone="conv4", weights="IMAGENET1K_V1", method="baseline")
+    assert choice.build(None)[1]["weights"] == "IMAGENET1K_V1"
 
 
 def test_every_image_once(photos, tmp_path):
@@ -146,6 +160,8 @@ def test_classes_stand_in_place_of_a_fold(photos, tmp_path):
     assert parse_folds("all", "pascal5i-p2", ["cat"]) == [None]
     with pytest.raises(ValueError, match="in place of a fold"):
         parse_folds("1", "pascal5i-p2", ["cat"])
+    with pytest.raises(ValueError, match="in place of a fold"):
+        open_source("pascal5i-p2", photos, 1, classes=["cat"])
     whole = open_source("fss1000", photos)
     names = [whole.class_names[2], whole.class_names[0]]
     part = open_source("fss1000", photos, classes=names)

@@ -266,6 +266,11 @@ def test_a_protocol_that_makes_no_sense_is_refused(options, message):
         EvaluationProtocol(**options)
 
 
+def test_fewer_workers_than_none_are_refused():
+    with pytest.raises(ValueError, match="num_workers must be 0 or more, got -1"):
+        Evaluator(None, None, EvaluationProtocol(), num_workers=-1)
+
+
 def test_the_protocol_s_line_tells_every_field():
     line = str(EvaluationProtocol())
     assert "\n" not in line

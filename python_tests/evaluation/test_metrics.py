@@ -158,6 +158,11 @@ def test_without_episodes_there_is_no_score():
     assert all(value.isnan().all() for value in SegmentationScore(3).compute().values())
 
 
+def test_without_classes_there_is_none_either():
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        SegmentationScore(0)
+
+
 @pytest.mark.parametrize(
     ("prediction", "target", "class_ids", "message"),
     [

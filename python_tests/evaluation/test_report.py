@@ -125,6 +125,17 @@ def test_markdown_and_console_show_protocol_and_tables():
             assert part in text
 
 
+def test_more_classes_than_a_screen_has_lines_are_in_the_files():
+    many = {f"class {i}": 40.0 for i in range(41)}
+    report = replace(REPORT, folds=[FoldScores(0, [scores(40.0, **many), scores(44.0, **many)])])
+    console = Console(record=True, width=500, file=io.StringIO())
+    print_report(console, report)
+    text = console.export_text()
+    assert "41 classes: see the files" in text
+    assert "class 3" not in text
+    assert "class 3" in as_markdown(report)
+
+
 def test_published_folds_agree_with_their_means():
     rows = _read()
     with_folds = [row for row in rows if row.folds]

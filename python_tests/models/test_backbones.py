@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from fewseg_ext.models import backbones
 from fewseg_ext.models.backbones import build_backbone, freeze_batch_norm
+from fewseg_ext.models.registry import restore_model
+from fewseg_ext.models.vpi import VPI
 
 torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
 
@@ -105,9 +107,10 @@ def test_batch_norm_stays_frozen_in_training_copies_and_pickles(name: str) -> No
 
 
 def test_freeze_batch_norm_takes_the_module_itself_and_refuses_strangers() -> None:
-    frozen = freeze_batch_norm(nn.BatchNorm1d(3))
-    assert not frozen.train().training
-    assert freeze_batch_norm(frozen) is frozen
+    for norm in (nn.BatchNorm1d, nn.BatchNorm3d):
+        frozen = freeze_batch_norm(norm(3))
+        assert not frozen.train().training
+        assert freeze_batch_norm(frozen) is frozen
     with pytest.raises(TypeError, match="SyncBatchNorm"):
         freeze_batch_norm(nn.Sequential(nn.SyncBatchNorm(3)))
 
@@ -218,6 +221,21 @@ def test_timm_s_nhwc_maps_are_turned_and_weights_are_strict(tmp_path: Path) -> N
     torch.save(state, tmp_path / "bad.pth")
     with pytest.raises(ValueError, match=r"1 missing: layer2\.0\.conv1\.weight"):
         build_backbone("resnet10t", tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match=r"'IMAGENET1K_V1' is neither a \.pth, \.pt or \.safetensors file nor"):
+        build_backbone("resnet10t", "IMAGENET1K_V1")
+
+
+def test_a_model_on_a_pyramid_of_timm_s_is_restored() -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    torch.manual_seed(0)
+    model = VPI("timm:resnet10t", latent_dim=8, width=8, deterministic=True).eval()
+    restored = restore_model(model.config, model.state_dict()).eval()
+    photos, masks = torch.randn(2, 1, 1, 1, 3, 64, 64), torch.zeros(1, 1, 1, 64, 64, dtype=torch.long)
+    masks[..., 16:40, 8:48] = 1
+    with torch.no_grad():
+        found = [network(photos[0], masks, photos[1, :, 0, 0]).logits for network in (model, restored)]
+    assert found[0].shape == (1, 2, 64, 64)
+    assert torch.equal(*found)
 
 
 def test_the_package_does_not_import_torchvision_or_timm(tmp_path: Path) -> None:
@@ -237,6 +255,13 @@ def test_conv4_is_built_and_its_weights_load(tmp_path: Path) -> None:
     features = again(images)
     torch.testing.assert_close(features, backbone.eval()(images))
     assert features.shape == (1, again.out_channels, 32 // again.stride, 32 // again.stride)
+
+
+def test_weights_that_are_no_plain_numbers_are_refused(tmp_path: Path) -> None:
+    state = {name: value.to_sparse() for name, value in build_backbone("conv4").state_dict().items()}
+    torch.save(state, tmp_path / "sparse.pth")
+    with pytest.raises(ValueError, match="their values cannot be taken over as numbers"):
+        build_backbone("conv4", tmp_path / "sparse.pth")
 
 
 def test_names_are_those_of_the_table() -> None:

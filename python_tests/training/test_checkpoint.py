@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from fewseg_ext.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fewseg_ext.training.checkpoint import Checkpoint, load_checkpoint, load_model, save_checkpoint
 
 
 def checkpoint():
@@ -48,3 +48,14 @@ def test_other_files_are_refused_by_name(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(ValueError, match=r"foreign.ckpt is not a checkpoint of fewseg_ext \(format 1\)"):
         load_checkpoint(tmp_path / "foreign.ckpt")
+    content = {"format": 1, **vars(checkpoint())}
+    for change, message in (
+        ({"colour": "red"}, "was written by another version of fewseg_ext"),
+        ({"iteration": -1}, "or is damaged: 'iteration' is of another kind"),
+    ):
+        torch.save({**content, **change}, tmp_path / "changed.ckpt")
+        with pytest.raises(ValueError, match=message):
+            load_checkpoint(tmp_path / "changed.ckpt")
+    torch.save(content, tmp_path / "unfit.ckpt")
+    with pytest.raises(ValueError, match=r"unfit.ckpt: weights"):
+        load_model(tmp_path / "unfit.ckpt")

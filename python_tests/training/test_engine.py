@@ -1,6 +1,7 @@
 import io
 import math
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -119,6 +120,34 @@ def test_checkpoint_round_trip_is_exact(tmp_path):
     batch = torch.utils.data.default_collate([episodes()[6], episodes()[7]])
     assert restored.step(batch) == trainer.step(batch)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), trainer.model.parameters(), strict=True))
+
+
+def test_a_checkpoint_of_another_number_of_processes_goes_on():
+    """With new random numbers: those of the checkpoint are other processes'."""
+    config = TrainingConfig(iterations=2, batch_size=2)
+    checkpoint = Trainer(model(), episodes(), config).checkpoint()
+    for states, kept in ((checkpoint.random_states, True), (checkpoint.random_states * 2, False)):
+        trainer = Trainer(model(), episodes(), config)
+        trainer.restore(replace(checkpoint, random_states=states))
+        assert (trainer._random_state is not None) == kept
+        trainer.run()
+        assert trainer.iteration == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": {"weight": torch.ones(3)}}, "of another model or optimizer"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "of another model or optimizer"),
+        ({"random_states": [{"cpu": torch.ones(3)}]}, "state of the random numbers is damaged"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(change, message):
+    config = TrainingConfig(iterations=1, batch_size=2)
+    trainer = Trainer(model(), episodes(), config)
+    checkpoint = replace(trainer.checkpoint(), **change)
+    with pytest.raises(ValueError, match=message):
+        (trainer.restore(checkpoint), trainer.run())
 
 
 class Scripted(nn.Module):

@@ -121,7 +121,9 @@ def test_own_recipes_use_parts_and_change_them(tmp_path: Path) -> None:
         (["--config", "laptop/biopt", "--training.lr", "-1"], "lr must be a positive number"),
         (["--config", "laptop/biopt", "--data.name", "imagenet"], "data.name"),
         (["--config", "biopt/pascal5i/resnet50/1shot"], "give the folder of pascal5i"),
+        (["--config", "laptop/biopt", "--run.save_every", "0"], "run.save_every: expected 1 or more, got 0"),
         ([], "--config: give a recipe"),
+        (["--config"], "--config: give a recipe"),
     ],
 )
 def test_errors_say_what_was_meant(arguments: list[str], message: str) -> None:
@@ -130,11 +132,25 @@ def test_errors_say_what_was_meant(arguments: list[str], message: str) -> None:
     assert message in str(error.value)
 
 
-def test_an_unknown_field_in_a_file_is_named(tmp_path: Path) -> None:
+def test_mistakes_in_a_file_are_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("use: [laptop/biopt]\ntraining: {wamrup: 0.1}\n")
     with pytest.raises(UsageError, match=r"mine.yaml: unknown field training.wamrup, did you mean training.warmup\?"):
         parse("--config", str(path))
+    path.write_text("use: [laptop/biopt]\nmethod: BiOtp\n")
+    with pytest.raises(UsageError, match="'BiOtp' is unknown, did you mean BiOpt"):
+        parse("--config", str(path))
+    path.write_text("use: [laptop/biopt]\ntraining: {iterations: many}\n")
+    with pytest.raises(UsageError, match=r"mine.yaml: .*iterations"):
+        parse("--config", str(path))
+    for text, message in (
+        ("[laptop/biopt]", "expected a mapping with the sections of a recipe"),
+        ("use: laptop/biopt", "use: expected a list of recipes or parts"),
+        ("beside: [5shot]", "beside: expected what changes beside other parts"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=f"mine.yaml: {message}"):
+            parse("--config", str(path))
 
 
 @pytest.mark.parametrize("method", ["BiOpt", "PrototypeBaseline", "VPI"])

@@ -7,16 +7,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from typer.testing import CliRunner
 
 import fewseg_ext
+from fewseg_ext import cli
 from fewseg_ext.training.checkpoint import Checkpoint, save_checkpoint
-from fewseg_ext.web.limits import Limits
+from fewseg_ext.web.limits import Limits, Upload
 from fewseg_ext.web.server import make_app, serve, temporary_folder
+from fewseg_ext.web.session import Session, Sessions
 from test_segmenter import photo_and_mask
 
 pytest.importorskip("gradio", reason='the page needs gradio: pip install "fewseg-ext[web]"')
@@ -68,6 +72,50 @@ def test_the_token_opens_the_page_and_nothing_else_does(visit) -> None:
     assert "token" not in str(answer.url)
     assert "HttpOnly" in answer.history[0].headers["set-cookie"]
     assert visitor.get("/config").status_code == 200
+
+
+def test_cookies_of_other_pages_on_this_computer_do_not_matter(visit) -> None:
+    """A browser sends those of every port."""
+    visitor = visit()
+    visitor.get("/")
+    own = visitor.cookies.pop("fewseg")
+    for other in ("a@b=1", "[a]=1", "a=1", "="):
+        assert visitor.get("/config", headers={"cookie": f"{other}; fewseg={own}"}).status_code == 200
+    assert visitor.get("/config", headers={"cookie": "a@b=1"}).status_code == 401
+
+
+def test_what_a_session_does_not_have_is_not_found(visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(make_segmenter(), LIMITS)
+    photo, _ = photo_and_mask()
+    number = session.add(Upload(photo, (photo.shape[1], photo.shape[0])), "a.jpg").number
+    monkeypatch.setattr(Sessions, "find", lambda sessions, visitor, key: session if key == session.key else None)
+    visitor = visit()
+    visitor.get("/")
+    for kind, status in (("photo", 200), ("uncertainty", 404), ("none", 404)):
+        assert visitor.get(f"/pictures/{session.key}/{number}/{kind}").status_code == status
+    assert visitor.get(f"/pictures/{session.key}/99/photo").status_code == 404
+    assert visitor.get(f"/pictures/x/{number}/photo").status_code == 404
+
+
+def test_the_buttons_forget_all_or_say_what_is_wrong() -> None:
+    """The page's events without a browser, of a model without inner steps."""
+    sessions = Sessions(lambda: Session(make_segmenter(), LIMITS), LIMITS)
+    from fewseg_ext.web.page import Page
+
+    page = Page(sessions, "fewseg", "conv4", None)
+    assert not page.steps.visible
+    request = SimpleNamespace(cookies={"fewseg": "anna"}, session_hash="tab")
+    assert "needs room for 4 photos" in list(page._example(None, request))[-1][-1]
+    session = sessions.of("anna", "tab")
+    photo, mask = photo_and_mask()
+    session.label(session.add(Upload(photo, (photo.shape[1], photo.shape[0])), "a.jpg").number, "box", mask)
+    for updates in (page._use(99, "box", "", None, request), page._forget(99, None, request)):
+        (update,) = updates
+        assert "Choose a photo" in update[-1]
+    assert "1 labelled" in page._choose(99, None, request)[-1]
+    assert "All photos and labels are forgotten" in page._empty(request)[-1]
+    assert sessions.find("anna", session.key) is None
+    assert "Add photos" in page._slide(None, request)[-1]
 
 
 def test_nothing_is_loaded_from_elsewhere_and_no_analytics(visit) -> None:
@@ -133,6 +181,18 @@ def test_nothing_is_left_when_it_is_stopped(stop: signal.Signals, tmp_path: Path
         process.kill()
         process.stdout.close()
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_without_a_checkpoint_the_page_says_on_which_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("fewseg_ext.web.server.serve", lambda segmenter, about, **options: said.append(about))
+    torch.save(make_segmenter().model.backbone.state_dict(), tmp_path / "conv4.pth")
+    arguments = ["serve", "--backbone", "conv4", "--weights", str(tmp_path / "conv4.pth"), "--size", "64"]
+    assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+    assert said == [
+        "BiOpt on the features of conv4 (conv4.pth), not trained for segmentation; photos are seen at 64 x 64 pixels, "
+        "on cpu."
+    ]
 
 
 def test_elsewhere_there_is_always_a_token(monkeypatch: pytest.MonkeyPatch) -> None:

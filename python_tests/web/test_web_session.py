@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import fewseg_ext
+from fewseg_ext.segment.result import COLORS
 from fewseg_ext.web.example import PICTURES, add_example
 from fewseg_ext.web.limits import LONGEST_SIDE, Limits, Upload, read_upload
 from fewseg_ext.web.pictures import archive, draw
@@ -103,6 +104,32 @@ def test_several_classes_and_a_correction_of_one_keeps_the_others() -> None:
     np.testing.assert_array_equal(session.photos[second].labels, truth)
     session.unlabel(second)
     assert (session.class_names, session.photos[second].shown) == ([], None)
+    session.unlabel(second)
+
+
+def test_labels_may_go_while_the_others_are_segmented() -> None:
+    session = make()
+    (first, mask), (second, _), (third, _) = (add(session, seed) for seed in (1, 2, 3))
+    session.label(first, "box", mask)
+    segmented = session.segment()
+    next(segmented)
+    assert session.photos[second].mask is not None
+    session.unlabel(first)
+    assert list(segmented) == [2]
+    assert [session.photos[n].mask for n in (second, third)] == [None, None]
+
+
+def test_there_are_as_many_classes_as_colours() -> None:
+    session = make()
+    number, mask = add(session, 1)
+    rows = np.array_split(np.arange(len(mask)), len(COLORS) + 1)
+    for index, part in enumerate(rows):
+        marked = np.zeros_like(mask)
+        marked[part] = True
+        if index < len(COLORS):
+            session.label(number, f"class {index}", marked)
+    with pytest.raises(ValueError, match="There are 7 classes already"):
+        session.label(number, "one more", marked)
 
 
 def test_the_slider_runs_only_the_inner_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +223,7 @@ def test_the_archive_holds_every_mask_and_coco_json(tmp_path: Path) -> None:
     session = make()
     (first, mask), (second, _), _ = (add(session, seed, "../a.jpg") for seed in (1, 2, 3))
     session.label(first, "box", mask)
+    assert sorted(content_of(session)) == ["annotations.json", "masks/a.png"]
     segment(session)
     content = content_of(session)
     assert sorted(content) == ["annotations.json", "masks/a-2.png", "masks/a-3.png", "masks/a.png"]
@@ -252,6 +280,7 @@ def test_nobody_finds_the_session_of_another() -> None:
     assert len(sessions) == 2
     sessions.drop("anna", "tab 1")
     assert sessions.find("anna", first.key) is None
+    sessions.drop_unless_used("anna", "tab 1")
 
 
 def test_a_tab_that_is_not_used_again_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
