@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -93,7 +94,10 @@ inline Tensor as_contiguous(const Tensor& tensor) {
 
 // The numbers of a tensor as the loops read them: contiguous and of that type; a copy only where they are not yet.
 inline Tensor plain(const Tensor& tensor, ScalarType type) {
-  return as_contiguous(with_dtype(tensor, type));
+  if (tensor.scalar_type() == type) return as_contiguous(tensor);
+  // One copy: `to` alone keeps what it can of the strides, and a second one would have to follow.
+  return torch::stable::to(tensor, type, std::nullopt, std::nullopt, std::nullopt, /*non_blocking=*/false,
+                           /*copy=*/false, torch::headeronly::MemoryFormat::Contiguous);
 }
 
 // The result's dtype: that of the features, or of what stands beside them where that is wider (check_dtype_beside).

@@ -79,6 +79,15 @@ def test_autocast(sample: Sample, call: str) -> None:
     assert all(torch.equal(x, y) for x, y in zip(got, results(sample.public(*taken)), strict=False))
 
 
+def test_a_companion_of_another_width_is_refused() -> None:
+    for sample in SAMPLES:
+        args = list(sample.arguments(SIZES, torch.bfloat16))
+        for i in sample.differentiable[1:]:
+            wrong = [*args[:i], args[i].double(), *args[i + 1 :]]
+            with pytest.raises(TypeError, match=rf"{sample.name}: \w+ must be float32 or torch.bfloat16 like"):
+                sample.public(*wrong)
+
+
 def test_autocast_leaves_float64_alone() -> None:
     for sample in SAMPLES:
         args = sample.arguments()

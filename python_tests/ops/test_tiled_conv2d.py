@@ -111,6 +111,7 @@ BAD = {
     "no samples": ({"z": Z[:, :0]}, ValueError, "z must hold at least one sample and one channel"),
     "z dtype": ({"z": Z.double()}, TypeError, "z must be torch.float32 like features"),
     "weight rank": ({"weight": WEIGHT[0]}, ValueError, r"weight must be \[O,C\+D,kh,kw\], got 3"),
+    "no kernel": ({"weight": WEIGHT[..., :0]}, ValueError, "weight must not be empty"),
     "channels": ({"weight": WEIGHT[:, :9]}, ValueError, "weight has 9 input channels, .* expected 10"),
     "bias": ({"bias": torch.zeros(7)}, ValueError, "bias has 7 output channels, but weight has 8"),
     "bias device": ({"bias": torch.zeros(8, device="meta")}, ValueError, "bias is on meta"),
