@@ -61,6 +61,21 @@ inline ScalarType tiled_conv2d_type(const Tensor& features, const Tensor& z, con
   return alike ? type : accumulator_type(type);
 }
 
+// Headers after torch 2.10's pass on torch's own message.
+#ifdef STABLE_TORCH_ERROR_CODE_CHECK
+#define FEWSEG_ERROR_CODE_CHECK STABLE_TORCH_ERROR_CODE_CHECK
+#else
+#define FEWSEG_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
+// torch::stable::permute, which torch 2.10's headers do not have.
+inline Tensor permuted(const Tensor& tensor, const std::array<int64_t, 4>& dims) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 2> stack{from(tensor), from(torch::headeronly::IntHeaderOnlyArrayRef(dims))};
+  FEWSEG_ERROR_CODE_CHECK(torch_call_dispatcher("aten::permute", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // The same values, NCHW or channels-last.
 inline Tensor in_layout(const Tensor& tensor, bool channels_last) {
   using torch::headeronly::MemoryFormat;
@@ -71,14 +86,14 @@ inline Tensor in_layout(const Tensor& tensor, bool channels_last) {
 inline Tensor make_map(const Tensor& like, int64_t N, const TiledConv2dSizes& sizes, ScalarType type,
                        bool channels_last) {
   if (!channels_last) return make(like, {N, sizes.O, sizes.h, sizes.w}, type);
-  return torch::stable::permute(make(like, {N, sizes.h, sizes.w, sizes.O}, type), {0, 3, 1, 2});
+  return permuted(make(like, {N, sizes.h, sizes.w, sizes.O}, type), {0, 3, 1, 2});
 }
 
 // The weight's last D channels, tap by tap: [O][kh][kw][D].
 inline Tensor taps_of_z(const Tensor& weight, const TiledConv2dSizes& sizes, ScalarType type) {
   Tensor all = weight;
   const Tensor last = torch::stable::narrow(all, 1, sizes.C, sizes.D);
-  return with_dtype(torch::stable::contiguous(torch::stable::permute(last, {0, 2, 3, 1})), type);
+  return with_dtype(torch::stable::contiguous(permuted(last, {0, 2, 3, 1})), type);
 }
 
 inline Tensor weight_of_features(const Tensor& weight, const TiledConv2dSizes& sizes, ScalarType type) {
@@ -103,7 +118,7 @@ inline Tensor convolve(const Tensor& features, const Tensor& weight, const Tiled
                                     from(false),
                                     from(List(none)),
                                     from(int64_t(1))};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
+  FEWSEG_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
   return in_layout(torch::stable::detail::to<Tensor>(stack[0]), channels_last);
 }
 
@@ -129,8 +144,7 @@ inline std::tuple<Tensor, Tensor> convolve_backward(const Tensor& d_base, const 
                                      from(List(none)),
                                      from(int64_t(1)),
                                      from(torch::headeronly::HeaderOnlyArrayRef<bool>(needed))};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
+  FEWSEG_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
   const Tensor d_features = torch::stable::detail::to<Tensor>(stack[0]);
   const Tensor d_weight = torch::stable::detail::to<Tensor>(stack[1]);
   torch::stable::detail::to<Tensor>(stack[2]);  // the bias's, undefined: taken over to be released
@@ -147,7 +161,7 @@ inline Tensor join_weight(const Tensor& weight, const TiledConv2dSizes& sizes, c
   Tensor first = torch::stable::narrow(result, 1, 0, sizes.C),
          last = torch::stable::narrow(result, 1, sizes.C, sizes.D);
   torch::stable::copy_(first, of_features);
-  torch::stable::copy_(last, torch::stable::permute(of_z, {0, 3, 1, 2}));
+  torch::stable::copy_(last, permuted(of_z, {0, 3, 1, 2}));
   return result;
 }
 

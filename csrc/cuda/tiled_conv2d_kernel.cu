@@ -25,7 +25,7 @@ TiledGrid grid_of(const TiledConv2dSizes& sizes) {
 // The weight's taps of z [O][kh][kw][D] as one channels-last map of O kh kw pixels: what features.cuh multiplies with.
 FeatureMap as_map(const Tensor& z_taps, const TiledConv2dSizes& sizes) {
   const Tensor pixels = torch::stable::view(z_taps, {1, 1, sizes.O * sizes.taps(), sizes.D});
-  return FeatureMap(torch::stable::permute(pixels, {0, 3, 1, 2}));
+  return FeatureMap(permuted(pixels, {0, 3, 1, 2}));
 }
 
 Tensor tiled_conv2d(const Tensor& features, const Tensor& z, const Tensor& weight, const std::optional<Tensor>& bias,
