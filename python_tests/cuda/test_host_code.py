@@ -26,12 +26,12 @@ CUDA_CALLS = {
 TORCH_CALLS = {
     "aten::convolution",
     "aten::convolution_backward",
+    "aten::permute",
     "contiguous",
     "copy_",
     "empty_like",
     "narrow",
     "new_zeros",
-    "permute",
     "reshape",
     "select",
     "to",
